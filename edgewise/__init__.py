@@ -1,0 +1,74 @@
+"""Train one model on many devices whose data never leaves them and never looks alike.
+
+    for round in edgewise.run(Config(partition=Labels(2), norm=Group(), epochs=10), out="runs/group"):
+        print(round.step, round.train_loss, round.accuracy)
+
+A run is rounds; in a round the coordinator broadcasts its state, every device of the cohort takes K steps on
+its own data and answers with an update, and the coordinator takes one step with their mean:
+
+    data/ -> local.py -> vector.py -> codecs/ -> engines/ -> algorithms/ -> evaluate.py
+
+`device.py` strings together what runs on a device, `rounds.py` what runs on the coordinator. Start there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgewise.algorithms import FedAvg, SyncSGD
+    from edgewise.config import Config
+    from edgewise.data import Dataset
+    from edgewise.data.partition import Dirichlet, Iid, Labels, Quantity
+    from edgewise.errors import EdgewiseError, EdgewiseWarning
+    from edgewise.models.norms import Batch, BatchSync, Group, GroupWS, Instance, Layer, NoNorm
+    from edgewise.optimizers import SGD
+    from edgewise.rounds import Round, run
+    from edgewise.schedules import Constant, Cosine, Plateau
+
+_HOMES = {
+    "edgewise.algorithms": ("FedAvg", "SyncSGD"),
+    "edgewise.config": ("Config",),
+    "edgewise.data": ("Dataset",),
+    "edgewise.data.partition": ("Dirichlet", "Iid", "Labels", "Quantity"),
+    "edgewise.errors": ("EdgewiseError", "EdgewiseWarning"),
+    "edgewise.models.norms": ("Batch", "BatchSync", "Group", "GroupWS", "Instance", "Layer", "NoNorm"),
+    "edgewise.optimizers": ("SGD",),
+    "edgewise.rounds": ("Round", "run"),
+    "edgewise.schedules": ("Constant", "Cosine", "Plateau"),
+}
+
+__all__ = [
+    "SGD",
+    "Batch",
+    "BatchSync",
+    "Config",
+    "Constant",
+    "Cosine",
+    "Dataset",
+    "Dirichlet",
+    "EdgewiseError",
+    "EdgewiseWarning",
+    "FedAvg",
+    "Group",
+    "GroupWS",
+    "Iid",
+    "Instance",
+    "Labels",
+    "Layer",
+    "NoNorm",
+    "Plateau",
+    "Quantity",
+    "Round",
+    "SyncSGD",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `edgewise --help` need not wait for PyTorch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'edgewise' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""Synchronous large-batch SGD: every step, every device sends one gradient and the server takes one step.
+
+    each round:
+        each device:  g_d = gradient of its batch at w; send g_d
+        server:       m <- momentum * m + mean(g_d) + weight_decay * w;  w <- w - lr * m
+
+In exact arithmetic this is federated averaging with one local step. In float32 it is not: (w - g) - w loses
+the low bits of g wherever g is much smaller than w. So the gradient is sent as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from edgewise import local
+from edgewise.algorithms.base import Server
+from edgewise.errors import EdgewiseError
+from edgewise.local import Batch
+from edgewise.optimizers import SGD
+from edgewise.vector import FlatModel, Layout, State
+
+
+@dataclass(frozen=True)
+class SyncSGD:
+    sgd: SGD = SGD()  # lives on the server, momentum and weight decay too
+    sync_every: int = 1
+    fusable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.sync_every != 1:
+            raise EdgewiseError(
+                f"sync_every: sync-sgd synchronises every step, so 1 and not {self.sync_every} "
+                "(fedavg takes any number)"
+            )
+
+    def start(self, state: State) -> Server:
+        return Server(state, self.sgd.start(state.params))
+
+    def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
+        (batch,) = batches
+        model.grads.zero_()
+        losses = local.gradient(model, batch)
+        return model.grads, float(losses.mean())
+
+    def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:
+        self.sgd.step(server.state.params, mean.params, server.momentum, factor, layout)
+        return Server(State(server.state.params, mean.buffers), server.momentum)

@@ -1,0 +1,170 @@
+"""From a config to the objects of a simulated run, with what it left open decided once and written back."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgewise import data, models, specs
+from edgewise.config import Config
+from edgewise.data import Dataset
+from edgewise.data.batches import Augment
+from edgewise.data.dataset import Split
+from edgewise.data.feed import Feed
+from edgewise.data.holdings import counts
+from edgewise.data.partition import deal
+from edgewise.device import Device, Work
+from edgewise.engines import Engine, Fused, Inline
+from edgewise.engines.base import Memories
+from edgewise.engines.fused import CACHED
+from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.models.norms import NORMS, BatchSync, batch_coupled
+from edgewise.schedules import Schedule, Warmup
+from edgewise.vector import FlatModel, Layout
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+EPOCHS = 10.0  # where neither epochs nor steps are given
+EVALUATIONS = 20  # about as many as a run makes when eval_every is left open
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run, assembled. `steps` is the number of local steps of one device; `held` counts (devices, classes)."""
+
+    config: Config
+    dataset: Dataset
+    held: Tensor
+    model: FlatModel
+    feed: Feed
+    devices: list[Device]
+    work: Work
+    schedule: Schedule
+    steps: int
+
+    @property
+    def rounds(self) -> int:
+        return math.ceil(self.steps / self.config.algorithm.sync_every)
+
+    def engine(self, places: dict[int, int] | None = None) -> Engine:
+        """The engine, with every device at its place in its data (steps taken; none at the start)."""
+        memories = Memories(self.config.codec, places)
+        if self.config.fused == "off":
+            return Inline(self.devices, self.model, self.work, memories)
+        on_cpu = self.model.params.device.type == "cpu"
+        apart = on_cpu and not isinstance(self.config.norm, BatchSync)
+        together = max(1, CACHED // self.config.batch) if apart else 0
+        return Fused(self.devices, self.model, self.work, memories, together=together)
+
+
+def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
+    """Load, deal, build. `dataset` replaces what `config.data` names. EdgewiseError for what cannot be run."""
+    torch.set_num_threads(config.threads)
+    folder = Path(config.data_dir) if config.data_dir else None
+    dataset = dataset or data.load(config.data, folder)
+    config = _decide(config, dataset)
+    indices = deal(config.partition, dataset.train, len(dataset.classes), config.devices, config.seed)
+    held = counts(indices, dataset.train.labels, len(dataset.classes))
+    _report_wrapping(held.sum(1), config.batch)
+    if config.epochs is None and config.steps is None:
+        config = replace(config, epochs=EPOCHS)
+    steps = local_steps(config, int(held.sum()))
+    if config.eval_every is None:
+        every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
+        config = replace(config, eval_every=every)
+    model = _model(config, dataset)
+    config = replace(config, fused=_fused(config, model))
+    accelerated = _to(dataset, config.accelerator)
+    assert config.augment is not None
+    feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
+    devices = [Device(id, part) for id, part in enumerate(indices)]
+    work = Work(config.algorithm, config.codec, feed)
+    schedule = _schedule(config, steps, int(held.sum()))
+    return Parts(config, accelerated, held, model, feed, devices, work, schedule, steps)
+
+
+def _decide(config: Config, dataset: Dataset) -> Config:
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    elif accelerator == "cuda" and not torch.cuda.is_available():
+        raise EdgewiseError("accelerator: cuda is not available here; use cpu")
+    augment = config.augment or Augment.parse(dataset.augment)
+    return replace(config, accelerator=accelerator, augment=augment)
+
+
+def local_steps(config: Config, examples: int) -> int:
+    """Steps that one device takes in the run, of `examples` that the devices hold together.
+
+    An epoch is as many as show the cohort all of them once: a pass over each device's data where devices
+    hold the same amount and all take part.
+    """
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    steps = round(config.epochs * examples / (config.cohort_size * config.batch))
+    if steps < 1:
+        raise EdgewiseError(f"epochs: {config.epochs:g} epochs of {examples} examples are less than one step")
+    return steps
+
+
+def _schedule(config: Config, steps: int, examples: int) -> Schedule:
+    if not config.warmup_epochs:
+        return config.schedule
+    share = config.warmup_epochs * examples / (config.cohort_size * config.batch) / steps
+    sgd = config.algorithm.sgd
+    start = 0.1 if config.warmup_lr is None else config.warmup_lr / (sgd.lr * sgd.lr_scale)
+    return Warmup(config.schedule, share, start)
+
+
+def _model(config: Config, dataset: Dataset) -> FlatModel:
+    norm = config.norm
+    module = models.build(config.model, dataset.shape, len(dataset.classes), config.width, norm, config.seed)
+    module = module.to(config.accelerator, DTYPES[config.precision])
+    fingerprint = f"{config.model} width={config.width} norm={specs.text(NORMS, norm)} {norm!r}"
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    return FlatModel(module, Layout.of(module, fingerprint), autocast)
+
+
+def _fused(config: Config, model: FlatModel) -> str:
+    """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
+    obstacle = ""
+    if not config.algorithm.fusable:
+        obstacle = "fedavg's devices take several steps apart"
+    elif not config.codec.lossless:
+        obstacle = "the codec loses something on each device"
+    elif coupled := batch_coupled(model.module):
+        obstacle = f"{coupled[0] or 'the model'} couples the examples of a batch"
+    synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
+    if synced and (obstacle or config.fused == "off"):
+        reason = obstacle or "fused is off"
+        raise EdgewiseError(
+            f"norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), but {reason}"
+        )
+    if config.fused == "on" and obstacle:
+        raise EdgewiseError(f"fused: cannot be on: {obstacle}; use auto or off")
+    return "off" if obstacle or config.fused == "off" else "on"
+
+
+def _to(dataset: Dataset, accelerator: str) -> Dataset:
+    def moved(split: Split) -> Split:
+        return Split(split.images.to(accelerator), split.labels.to(accelerator))
+
+    return replace(dataset, train=moved(dataset.train), test=moved(dataset.test))
+
+
+def _report_wrapping(sizes: Tensor, batch: int) -> None:
+    short = (sizes < batch).nonzero().flatten()
+    if len(short):
+        first = int(short[0])
+        others = f" and {len(short) - 1} more" if len(short) > 1 else ""
+        warnings.warn(
+            f"batch: {batch} is more than device {first} holds ({int(sizes[first])} examples){others}; "
+            "its batches wrap around and show examples more than once",
+            EdgewiseWarning,
+            stacklevel=3,
+        )

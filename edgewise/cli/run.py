@@ -1,0 +1,106 @@
+"""`edgewise run`: one run, from flags and an optional config file."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgewise.cli.progress import show
+from edgewise.errors import EdgewiseError
+from edgewise.settings import SETTINGS, Setting
+
+
+def _option(setting: Setting) -> Callable[[Any], Any]:
+    default = "" if setting.default is None else f"  [{str(setting.default).lower()}]"
+    meaning = setting.meaning + default
+    if setting.kind is bool:
+        flags = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
+        return click.option(flags, setting.name, default=None, help=meaning)
+    metavar = {int: "N", float: "X", str: "NAME"}[setting.kind]
+    return click.option(setting.flag, setting.name, type=setting.kind, metavar=metavar, help=meaning)
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for every setting of a run."""
+    for setting in reversed(SETTINGS):
+        command = _option(setting)(command)
+    return command
+
+
+@click.command()
+@click.argument("config_file", required=False, metavar="[CONFIG.toml]", type=click.Path(path_type=Path))
+@settings
+@click.option("--set", "extras", multiple=True, metavar="PART.KEY=VALUE", help="what has no flag of its own")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder  [runs/NNN]")
+@click.option("--resume", is_flag=True, help="continue the run in --out")
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(0), default=15.0, help="time between checkpoints  [15]"
+)
+def run(
+    config_file: Path | None,
+    extras: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    checkpoint_seconds: float,
+    **flags: Any,
+) -> None:
+    """Train one model on simulated devices."""
+    from edgewise import records, rounds  # here, because they import PyTorch
+    from edgewise.config import Config, read_toml
+    from edgewise.reconcile import FREE, check
+
+    warnings.showwarning = _say
+    given = {name: value for name, value in flags.items() if value is not None}
+    given |= {"set": dict(_pair(extra) for extra in extras)} if extras else {}
+    asked = {**(read_toml(config_file) if config_file else {}), **given}
+    if resume and out is None:
+        raise EdgewiseError("--resume: which run? give its folder with --out DIR")
+    folder = out or _free(Path("runs"))
+    if resume and (stored := folder / records.CONFIG).exists():
+        was = read_toml(stored)
+        check(stored, was, asked)
+        asked = {**asked, **was, **{name: asked[name] for name in FREE if name in asked}}
+    stopping = _Stopping()
+    with closing(rounds.run(Config.of(asked), folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
+        show(play, folder, stopping)
+    if stopping.asked:
+        raise KeyboardInterrupt
+
+
+class _Stopping:
+    """Ctrl-C asks for a stop after the round in flight; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        click.echo("edgewise: stopping after this round (Ctrl-C again: at once)", err=True)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise EdgewiseError(f"--set: {text!r} is not of the form part.key=value")
+    return name, value
+
+
+def _free(parent: Path) -> Path:
+    """The first of parent/001, parent/002, ... that is not there yet."""
+    number = 1
+    while (folder := parent / f"{number:03}").exists():
+        number += 1
+    return folder
+
+
+def _say(message: Warning | str, *_: Any) -> None:
+    click.echo(f"edgewise: note: {message}", err=True)

@@ -1,0 +1,191 @@
+"""A run as one frozen value whose parts are the objects that do the work; to and from config.toml.
+
+    Config(partition=Labels(2), norm=Group(), algorithm=FedAvg(SGD(lr=0.05), sync_every=10), epochs=20)
+
+`Config.of` builds one from flat settings (flags, TOML), `flat` gives them back: names appear only there.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from edgewise import specs
+from edgewise.algorithms import ALGORITHMS, Algorithm, FedAvg, SyncSGD
+from edgewise.codecs import CODECS, Codec, Raw
+from edgewise.data.batches import Augment
+from edgewise.data.partition import PARTITIONS, Iid, Partition
+from edgewise.errors import EdgewiseError
+from edgewise.models.norms import NORMS, Group, Norm
+from edgewise.optimizers import SGD
+from edgewise.schedules import SCHEDULES, Constant, Schedule
+from edgewise.settings import NAMES, SETTINGS
+
+VERSION = 1  # of config.toml; another version is refused
+DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
+TABLES: dict[str, Mapping[str, Any]] = {
+    "partition": PARTITIONS,
+    "norm": NORMS,
+    "codec": CODECS,
+    "schedule": SCHEDULES,
+}
+SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Fields that are None are chosen when the run starts and then written to config.toml."""
+
+    data: str = "digits"
+    data_dir: str | None = None
+    devices: int = 10
+    partition: Partition = Iid()
+    model: str = "resnet18"
+    width: int = 64
+    norm: Norm = Group()
+    algorithm: Algorithm = SyncSGD()
+    batch: int = 32
+    schedule: Schedule = Constant()
+    warmup_epochs: float = 0.0
+    warmup_lr: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    augment: Augment | None = None
+    codec: Codec = Raw()
+    cohort: float | None = None
+    eval_every: int | None = None
+    fused: str = "auto"
+    engine: str = "inline"
+    accelerator: str = "auto"
+    precision: str = "fp32"
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def cohort_size(self) -> int:
+        """Devices asked in a round."""
+        if self.cohort is None:
+            return self.devices
+        size = round(self.cohort * self.devices) if self.cohort < 1 else int(self.cohort)
+        if not 1 <= size <= self.devices or (self.cohort >= 1 and size != self.cohort):
+            raise EdgewiseError(
+                f"cohort: {self.cohort:g} of {self.devices} devices is not a cohort; "
+                f"1 to {self.devices}, or a fraction below 1 that leaves at least one"
+            )
+        return size
+
+    @classmethod
+    def of(cls, flat: Mapping[str, Any]) -> Config:
+        """A config from flat settings; those that are missing or None take their defaults."""
+        extras = dict(flat.get("set") or {})
+        values = _checked(flat)
+        parts: dict[str, Any] = {
+            name: specs.parse(table, values[name], name) for name, table in TABLES.items()
+        }
+        sgd = _extend(SGD(**{name: values[name] for name in SGD_SETTINGS}), "sgd", extras)
+        parts["algorithm"] = _extend(_algorithm(values, sgd), "algorithm", extras)
+        for name in TABLES:
+            parts[name] = _extend(parts[name], name, extras)
+        if extras:
+            legal = sorted({f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in fields(part)})
+            raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(legal)}")
+        if values["epochs"] is not None and values["steps"] is not None:
+            raise EdgewiseError("epochs, steps: give one of them, not both")
+        augment = None if values["augment"] == "auto" else Augment.parse(values["augment"])
+        names = {f.name for f in fields(cls)}
+        plain = {name: value for name, value in values.items() if name in names}
+        config = cls(**{**plain, **parts, "augment": augment})
+        _ = config.cohort_size
+        return config
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by name, in the order of `settings.SETTINGS`, then `set` for what has no flag."""
+        algorithm: Any = self.algorithm
+        values: dict[str, Any] = {name: getattr(self, name) for name in NAMES if hasattr(self, name)}
+        values |= {name: specs.text(table, getattr(self, name)) for name, table in TABLES.items()}
+        values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
+        values["algorithm"] = specs.name_of(ALGORITHMS, algorithm)
+        values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
+        values["augment"] = "auto" if self.augment is None else self.augment.text
+        extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(algorithm, "algorithm", ("sgd", *DERIVED))
+        return {s.name: values[s.name] for s in SETTINGS} | ({"set": extras} if extras else {})
+
+    def toml(self) -> str:
+        """config.toml: every setting, with what is not chosen yet left out."""
+        lines = [f"version = {VERSION}"]
+        flat = self.flat()
+        extras = flat.pop("set", {})
+        lines += [f"{name} = {json.dumps(value)}" for name, value in flat.items() if value is not None]
+        if extras:
+            lines += ["", "[set]"] + [f'"{name}" = {json.dumps(value)}' for name, value in extras.items()]
+        return "\n".join(lines) + "\n"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat settings of a config file; EdgewiseError if it cannot be read or is of another version."""
+    try:
+        flat = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise EdgewiseError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EdgewiseError(f"{path}: not a readable TOML file ({error})") from None
+    version = flat.pop("version", VERSION)
+    if version != VERSION:
+        raise EdgewiseError(f"{path}: a config of version {version}; this edgewise reads version {VERSION}")
+    unknown = sorted(flat.keys() - NAMES.keys() - {"set"})
+    if unknown:
+        raise EdgewiseError(f"{path}: {unknown[0]!r} is unknown; one of: {', '.join(NAMES)}")
+    return flat
+
+
+def _checked(flat: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(flat.keys() - NAMES.keys() - {"set"})
+    if unknown:
+        raise EdgewiseError(f"{unknown[0]!r} is unknown; one of: {', '.join(NAMES)}")
+    values = {}
+    for setting in SETTINGS:
+        value = setting.check(flat.get(setting.name))
+        values[setting.name] = setting.default if value is None else value
+    return values
+
+
+def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Algorithm:
+    name = values["algorithm"]
+    if name not in ALGORITHMS:
+        raise EdgewiseError(f"algorithm: {name!r} is unknown; one of: {', '.join(ALGORITHMS)}")
+    kind = ALGORITHMS[name]
+    own = {f.name for f in fields(kind)}
+    given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
+    for key in given.keys() - own:
+        raise EdgewiseError(f"{key}: {name} has none; it belongs to fedavg")
+    algorithm: Algorithm = kind(sgd=sgd, **given)
+    return algorithm
+
+
+def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:
+    """The part with its `prefix.field` extras set; what was used is taken out of `extras`."""
+    for slot in fields(part):
+        name = f"{prefix}.{slot.name}"
+        if name not in extras or slot.name == "sgd":
+            continue
+        word = extras.pop(name)
+        try:
+            part = replace(part, **{slot.name: specs.convert(slot, word)})
+        except (TypeError, ValueError):
+            raise EdgewiseError(f"set: {name} cannot be {word!r}; it is a {slot.type}") from None
+    return part
+
+
+def _extras(part: Any, prefix: str, covered: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        f"{prefix}.{slot.name}": getattr(part, slot.name)
+        for slot in fields(part)
+        if slot.name not in covered and getattr(part, slot.name) != slot.default
+    }
+
+
+__all__ = ["VERSION", "Config", "FedAvg", "SyncSGD", "read_toml"]

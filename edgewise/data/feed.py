@@ -1,0 +1,58 @@
+"""From a device's examples to the batches it trains on: order, augmentation, normalisation, in one place.
+
+A batch is a function of (seed, device, step): a device's place in its data is its step count, nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgewise.data.batches import Augment, Draws, draw, positions, prepare
+from edgewise.data.dataset import Dataset, Split
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches of `size` examples of `split`, whatever device they belong to."""
+
+    split: Split
+    size: int
+    augment: Augment
+    mean: Tensor  # (C,), in units of pixel / 255
+    std: Tensor  # (C,)
+    dtype: torch.dtype
+    seed: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, size: int, augment: Augment, dtype: torch.dtype, seed: int) -> Feed:
+        mean, std = (torch.tensor(values, dtype=dtype) for values in (dataset.mean, dataset.std))
+        return cls(dataset.train, size, augment, mean, std, dtype, seed)
+
+    def batch(self, device: int, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,)."""
+        return self.joint([(device, indices, step)])
+
+    def joint(self, parts: Sequence[tuple[int, Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Several devices' batches laid end to end, each exactly what `batch` gives for it alone."""
+        picked = torch.cat([self._pick(*part) for part in parts])
+        shape = tuple(self.split.images.shape[1:])
+        draws = [draw(self.augment, self.seed, device, step, self.size, shape) for device, _, step in parts]
+        images = self._images(self.split.images[picked], Draws.cat(draws))
+        return images, self.split.labels[picked]
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images as evaluation sees them: normalised, not augmented."""
+        return self._images(images, None)
+
+    def _pick(self, device: int, indices: Tensor, step: int) -> Tensor:
+        return indices[positions(self.seed, device, len(indices), step * self.size, self.size)]
+
+    def _images(self, images: Tensor, draws: Draws | None) -> Tensor:
+        augment = None if draws is None else self.augment
+        prepared = prepare(images, augment, draws, self.mean, self.std, self.dtype)
+        # Convolutions are up to 1.4 times faster on channels-last input; the weights may stay as they are.
+        return prepared.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,14 @@
+"""Ways to reach devices. Each gives a cohort the task and yields the replies in the cohort's order.
+
+`inline` is the reference; tests/test_engines.py holds every other way to it.
+"""
+
+from __future__ import annotations
+
+from edgewise.engines.base import Engine
+from edgewise.engines.fused import Fused
+from edgewise.engines.inline import Inline
+
+ENGINES = ("inline",)
+
+__all__ = ["ENGINES", "Engine", "Fused", "Inline"]

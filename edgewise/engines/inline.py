@@ -1,0 +1,20 @@
+"""All devices in this process, one after another, in one resident model. Simple, and the one to trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgewise.device import Device, Reply, Task, Work
+from edgewise.engines.base import Memories
+from edgewise.vector import FlatModel
+
+
+class Inline:
+    def __init__(self, devices: Sequence[Device], model: FlatModel, work: Work, memories: Memories) -> None:
+        self.devices, self.model, self.work, self.memories = devices, model, work, memories
+
+    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+        for id in cohort:
+            reply, memory = self.devices[id].answer(task, self.model, self.work, self.memories[id])
+            self.memories.propose(id, memory)
+            yield reply

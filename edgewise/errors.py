@@ -1,0 +1,11 @@
+"""What goes wrong outside our code: one line to the user, never a traceback."""
+
+from __future__ import annotations
+
+
+class EdgewiseError(Exception):
+    """A mistake of the user or the surroundings: one clear line (what, where, legal values); the command exits with status 2."""
+
+
+class EdgewiseWarning(UserWarning):
+    """Something legal that the user would want to know, said once."""

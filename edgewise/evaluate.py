@@ -1,0 +1,51 @@
+"""How good the shared model is: over all test examples, per class, and for each device's mix of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgewise.data.dataset import Split
+from edgewise.data.feed import Feed
+from edgewise.vector import FlatModel
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`accuracy` and `per_class` (recall of each class; None for a class without test examples) in 0..1."""
+
+    accuracy: float
+    loss: float
+    per_class: tuple[float | None, ...]
+
+
+@torch.no_grad()
+def evaluate(model: FlatModel, split: Split, feed: Feed, classes: int) -> Evaluation:
+    """Evaluate the state that `model` holds, in eval mode, on every example of `split`."""
+    model.module.eval()
+    right, seen, loss = torch.zeros(classes), torch.zeros(classes), 0.0
+    for start in range(0, len(split), BATCH):
+        labels = split.labels[start : start + BATCH]
+        logits = model(feed.plain(split.images[start : start + BATCH]))
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        seen += torch.bincount(labels, minlength=classes).cpu()
+        right += torch.bincount(labels[logits.argmax(1) == labels], minlength=classes).cpu()
+    recall = tuple(r / s if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True))
+    return Evaluation(float(right.sum() / seen.sum()), loss / len(split), recall)
+
+
+def per_device(per_class: tuple[float | None, ...], counts: Tensor) -> list[float]:
+    """The accuracy that each device would see: recall weighted by its mix of classes, `counts` (D, classes).
+
+    One model for all, so nothing needs to run again: a device with classes 0 and 1 in equal parts sees the
+    mean of their recalls. Classes without test examples are left out.
+    """
+    known = torch.tensor([value is not None for value in per_class])
+    recall = torch.tensor([value or 0.0 for value in per_class])
+    weights = counts.float() * known
+    return [float(v) for v in (weights @ recall) / weights.sum(1).clamp(min=1)]

@@ -1,0 +1,34 @@
+"""One file a figure or table of the reference results.
+
+A figure's file holds its runs as configs, by scale, and what the reference says of it. To add one: a file
+here and a line in FIGURES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgewise.errors import EdgewiseError
+from edgewise.experiments import figure2
+from edgewise.experiments.base import Figure, Plan
+from edgewise.experiments.play import play
+from edgewise.report.figure import write
+
+FIGURES: dict[str, Figure] = {"figure2": figure2.FIGURE}
+
+
+def plan(name: str, scale: str, *, seed: int = 0, data_dir: str | None = None) -> Plan:
+    """The runs of a figure at a scale, all from the same seed and data; EdgewiseError for an unknown name."""
+    if name not in FIGURES:
+        raise EdgewiseError(f"reproduce: {name!r} is unknown; one of: {', '.join(FIGURES)}")
+    figure = FIGURES[name]
+    if scale not in figure.scales:
+        raise EdgewiseError(f"--scale: {scale!r} is unknown; one of: {', '.join(figure.scales)}")
+    runs = {
+        run: replace(config, seed=seed, data_dir=data_dir if config.data != "digits" else None)
+        for run, config in figure.runs(scale).items()
+    }
+    return Plan(name, scale, figure, runs)
+
+
+__all__ = ["FIGURES", "Figure", "Plan", "plan", "play", "write"]

@@ -1,0 +1,77 @@
+"""Models by name, with initial weights that depend on the seed alone."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgewise import randomness
+from edgewise.errors import EdgewiseError
+from edgewise.models.fixup import FixupResNet18
+from edgewise.models.norms import Norm
+from edgewise.models.resnet import ResNet18, Shape
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"resnet18": ResNet18, "fixup-resnet18": FixupResNet18}
+
+
+def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: int) -> nn.Module:
+    """The model called `name` for images of `shape` (channels, height, width), on the CPU.
+
+    `name` is a key of `MODELS` or "package.module:function"; that function is called with `shape` and
+    `classes`, and with `width` and `norm` if it has parameters of these names. Initial weights come from
+    PyTorch's generator, seeded for this seed and the purpose "model"; the caller's generator is left as it
+    was.
+    EdgewiseError for an unknown name, a width below 1, or a function that fails or returns no nn.Module.
+    """
+    if width < 1:
+        raise EdgewiseError(f"model {name}: width is {width}; it must be 1 or more")
+    make = MODELS[name] if name in MODELS else _imported(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.key(seed, "model"))
+        try:
+            model = make(shape=shape, classes=classes, **_optional(make, {"width": width, "norm": norm}))
+        except EdgewiseError:
+            raise
+        except Exception as error:  # a user's function can raise anything
+            raise EdgewiseError(f"model {name}: the call failed: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise EdgewiseError(
+            f"model {name}: returned {type(model).__name__}; it must return a torch.nn.Module"
+        )
+    return model
+
+
+def _optional(make: Callable[..., nn.Module], offered: dict[str, Any]) -> dict[str, Any]:
+    accepted = inspect.signature(make).parameters
+    return {key: value for key, value in offered.items() if key in accepted}
+
+
+def _imported(name: str) -> Callable[..., nn.Module]:
+    module_name, colon, function_name = name.partition(":")
+    legal = f"use {', '.join(MODELS)} or package.module:function"
+    if not colon:
+        raise EdgewiseError(f"model {name}: unknown; {legal}")
+    # The installed command, unlike `python -m`, does not look in the current directory.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # a user's module can raise anything while it is imported
+        raise EdgewiseError(f"model {name}: cannot import it: {_line(error)}; {legal}") from error
+    if not callable(make):
+        raise EdgewiseError(
+            f"model {name}: {function_name} is a {type(make).__name__}, not a function; {legal}"
+        )
+    found: Callable[..., nn.Module] = make
+    return found
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

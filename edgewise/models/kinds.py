@@ -1,0 +1,39 @@
+"""Kinds of parameters, for settings that differ by coordinate (weight decay, learning rate)."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from edgewise.errors import EdgewiseError
+
+KINDS = ("weight", "bias", "norm", "scalar")
+_NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def kind(model: nn.Module, parameter_name: str) -> str:
+    """The kind of one parameter, one of `KINDS`.
+
+    norm: affine parameters of a normalisation layer; bias: other 1-D biases; scalar: what a model says
+    is one (Fixup's biases and scales); weight: the rest. A model overrides with a method
+    `parameter_kind(name) -> str | None`, where None leaves the answer to these rules. AttributeError for a
+    name the model lacks, EdgewiseError for a kind that does not exist.
+    """
+    parameter = model.get_parameter(parameter_name)
+    override = getattr(model, "parameter_kind", None)
+    chosen = override(parameter_name) if callable(override) else None
+    if chosen is not None:
+        if chosen not in KINDS:
+            raise EdgewiseError(
+                f"parameter_kind({parameter_name!r}) is {chosen!r}; use one of {', '.join(KINDS)}"
+            )
+        return str(chosen)
+    owner, _, leaf = parameter_name.rpartition(".")
+    if isinstance(model.get_submodule(owner), _NORM_LAYERS):
+        return "norm"
+    return "bias" if parameter.ndim <= 1 and "bias" in leaf else "weight"
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    """Kind by name, in the order of `named_parameters`."""
+    return {name: kind(model, name) for name, _ in model.named_parameters()}

@@ -1,0 +1,54 @@
+"""SGD on a flat vector: on the device for federated averaging, on the server for synchronous SGD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgewise.vector import Layout
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum and weight decay, in PyTorch's convention.
+
+        g <- g + weight_decay * w;  m <- momentum * m + g;  w <- w - lr * m
+
+    Fixup's scalars ("scalar" in the layout) learn at `lr * scalar_share`, which `lr_scale` (the growth of
+    the learning rate with the batch) leaves alone: https://arxiv.org/abs/1901.09321 and its training code.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    lr_scale: float = 1.0
+    scalar_share: float = 0.1
+
+    def start(self, params: Tensor) -> Tensor:
+        """The momentum (P,) before the first step; empty when there is none to keep."""
+        return torch.zeros_like(params) if self.momentum else params.new_zeros(0)
+
+    def step(self, params: Tensor, grads: Tensor, momentum: Tensor, factor: float, layout: Layout) -> None:
+        """One step, in place. `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak."""
+        if self.weight_decay:
+            grads.add_(params, alpha=self.weight_decay)
+        direction = grads
+        if self.momentum:
+            momentum.mul_(self.momentum).add_(grads)
+            direction = grads.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
+        for stretch, rate in self.rates(layout):
+            params[stretch].add_(direction[stretch], alpha=-rate * factor)
+
+    def rates(self, layout: Layout) -> list[tuple[slice, float]]:
+        """Learning rate by stretch of the vector; neighbours at the same rate are one stretch."""
+        rates: list[tuple[slice, float]] = []
+        for kind, stretch in layout.segments:
+            rate = self.lr * (self.scalar_share if kind == "scalar" else self.lr_scale)
+            if rates and rates[-1][1] == rate:
+                rates[-1] = (slice(rates[-1][0].start, stretch.stop), rate)
+            else:
+                rates.append((stretch, rate))
+        return rates

@@ -1,0 +1,276 @@
+"""The loop: everything that runs on the coordinator, in order.
+
+    broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from edgewise import randomness, records
+from edgewise.algorithms.base import Server
+from edgewise.assemble import Parts, assemble, local_steps
+from edgewise.config import Config, read_toml
+from edgewise.data import Dataset
+from edgewise.data.holdings import csv_text
+from edgewise.device import Task
+from edgewise.engines import Engine
+from edgewise.errors import EdgewiseError
+from edgewise.evaluate import Evaluation, evaluate, per_device
+from edgewise.records import Checkpoint, Records
+from edgewise.reconcile import reconcile
+from edgewise.vector import Mean, State
+
+CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is written down about one round; a line of rounds.jsonl without the fields that are None.
+
+    `step` and `examples_seen` count from the start of the run, bytes and `seconds` are this round's.
+    """
+
+    round: int
+    step: int
+    examples_seen: int
+    lr: float
+    train_loss: float
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    accuracy: float | None = None
+    loss: float | None = None
+    per_class: tuple[float | None, ...] | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class Progress:
+    """Where a run stands on the coordinator: all that a checkpoint holds beside the devices' memories."""
+
+    server: Server
+    round: int = 0
+    note: dict[str, Any] | None = None  # the schedule's
+
+    def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
+        tensors = {
+            "params": self.server.state.params,
+            "buffers": self.server.state.buffers,
+            "momentum": self.server.momentum,
+        }
+        note = {
+            "round": self.round,
+            "schedule": self.note or {},
+            "steps": engine.memories.steps(),
+            "layout": parts.model.layout.digest,
+        }
+        return Checkpoint(tensors, note)
+
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, dict[int, int]]:
+        if checkpoint.note.get("layout") != parts.model.layout.digest:
+            raise EdgewiseError(f"{path}: the checkpoint belongs to another model")
+        tensors = {name: t.to(parts.model.params.device) for name, t in checkpoint.tensors.items()}
+        server = Server(State(tensors["params"], tensors["buffers"]), tensors["momentum"])
+        places = {int(device): step for device, step in checkpoint.note["steps"].items()}
+        return cls(server, checkpoint.note["round"], checkpoint.note["schedule"]), places
+
+
+def run(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    dataset: Dataset | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Iterator[Round]:
+    """Run `config`, writing into the folder `out`, and yield every round.
+
+    With `resume`, continue a run that was interrupted (its other settings must agree); a finished run yields
+    nothing. Closing the iterator between rounds commits them. `dataset` replaces the one that the config
+    names. EdgewiseError for whatever the user can put right.
+    """
+    folder = Path(out)
+    if resume and (folder / records.CONFIG).exists():
+        config = reconcile(folder / records.CONFIG, config)
+        if records.summary(folder) is not None:
+            return
+    else:
+        resume = False
+    parts = assemble(config, dataset)
+    progress, places = _start(parts, folder, resume)
+    engine = parts.engine(places)
+    book = Records.reopen(folder, progress.round) if resume else _create(parts, folder)
+    try:
+        yield from _rounds(parts, engine, progress, book, checkpoint_seconds)
+    finally:
+        book.close()
+    _finish(parts, progress, folder)
+
+
+def total_rounds(folder: Path) -> int:
+    """How many rounds the run in `folder` has in all, from what it wrote down when it started."""
+    config = Config.of(read_toml(folder / records.CONFIG))
+    with (folder / records.PARTITION).open(newline="") as file:
+        examples = sum(int(row["examples"]) for row in csv.DictReader(file))
+    return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
+
+
+def _start(parts: Parts, folder: Path, resume: bool) -> tuple[Progress, dict[int, int]]:
+    path = folder / records.CHECKPOINT
+    if resume and path.exists():
+        return Progress.restore(Checkpoint.load(path), parts, path)
+    return Progress(parts.config.algorithm.start(parts.model.read())), {}
+
+
+def _create(parts: Parts, folder: Path) -> Records:
+    book = Records.create(folder, parts.config.toml())
+    records.write(folder / records.PARTITION, csv_text(parts.held, parts.dataset.classes))
+    return book
+
+
+def _rounds(
+    parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
+) -> Iterator[Round]:
+    """Play every round that is left. What was yielded is committed when the caller stops in between."""
+    saved = time.monotonic()
+    while progress.round < parts.rounds:
+        row = _round(parts, engine, progress)
+        book.round(row.row())
+        last = progress.round == parts.rounds
+        if last or time.monotonic() - saved >= checkpoint_seconds:
+            _commit(parts, engine, progress, book)
+            saved = time.monotonic()
+        try:
+            yield row
+        except GeneratorExit:
+            _commit(parts, engine, progress, book)
+            raise
+
+
+def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
+    """One round: changes `progress` and the engine's memories."""
+    config, number = parts.config, progress.round + 1
+    began = time.monotonic()
+    every = config.algorithm.sync_every
+    done = progress.round * every
+    steps = min(every, parts.steps - done)
+    factor = parts.schedule.factor(done / parts.steps, progress.note or {})
+    task = Task(number, steps, factor, progress.server.state)
+    mean, losses, bytes_up, examples = Mean(task.state), [], 0, 0
+    for reply in engine.ask(task, cohort(config, number)):
+        _check_losses(number, reply.devices, reply.losses)
+        update = config.codec.decode(reply.payload, parts.model.layout.count, parts.model.params.dtype)
+        mean.add(State(update.to(reply.buffers.device), reply.buffers), weight=reply.examples)
+        losses += reply.losses
+        bytes_up += reply.bytes_up
+        examples += reply.examples
+    progress.server = config.algorithm.step(progress.server, mean.value(), factor, parts.model.layout)
+    progress.round = number
+    engine.memories.commit()
+    parts.model.check()
+    result = _evaluation(parts, progress) if _due(config, number, parts.rounds) else None
+    if result is not None:
+        progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
+    sgd = config.algorithm.sgd
+    return Round(
+        round=number,
+        step=done + steps,
+        examples_seen=(done + steps) * config.batch * config.cohort_size,
+        lr=sgd.lr * sgd.lr_scale * factor,
+        train_loss=sum(losses) / len(losses),
+        bytes_up=bytes_up,
+        bytes_down=config.cohort_size * _bytes(progress.server.state),
+        seconds=round(time.monotonic() - began, 4),
+        accuracy=result and result.accuracy,
+        loss=result and result.loss,
+        per_class=result and result.per_class,
+    )
+
+
+def cohort(config: Config, round: int) -> Sequence[int]:
+    """The devices of a round, in order: all of them, or a random sample addressed by the round."""
+    if config.cohort_size == config.devices:
+        return range(config.devices)
+    generator = randomness.generator(config.seed, "cohort", 0, round)
+    return sorted(torch.randperm(config.devices, generator=generator)[: config.cohort_size].tolist())
+
+
+def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
+    for device, loss in zip(devices, losses, strict=True):
+        if not math.isfinite(loss):
+            raise EdgewiseError(
+                f"round {round}, device {device}: the loss is {loss}; training diverged (a lower lr, or a "
+                "warm-up). The last good checkpoint is kept"
+            )
+
+
+def _due(config: Config, number: int, rounds: int) -> bool:
+    return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
+
+
+def _evaluation(parts: Parts, progress: Progress) -> Evaluation:
+    parts.model.write(progress.server.state)
+    return evaluate(parts.model, parts.dataset.test, parts.feed, len(parts.dataset.classes))
+
+
+def _bytes(state: State) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (state.params, state.buffers))
+
+
+def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> None:
+    if not bool(torch.isfinite(progress.server.state.params).all()):
+        raise EdgewiseError(
+            f"round {progress.round}: the model is no longer finite; training diverged (a lower lr, or a warm-up). "
+            "The last good checkpoint is kept"
+        )
+    book.checkpoint(progress.checkpoint(parts, engine))
+
+
+def _finish(parts: Parts, progress: Progress, folder: Path) -> None:
+    """model.safetensors (tensors by name, as PyTorch's state_dict would) and then summary.json."""
+    layout, state = parts.model.layout, progress.server.state
+    tensors = {}
+    for entries, flat in ((layout.params, state.params), (layout.buffers, state.buffers)):
+        tensors |= {e.name: flat[e.start : e.stop].view(e.shape).cpu().clone() for e in entries}
+    records.write(folder / records.MODEL, save(tensors, metadata={"layout": layout.digest}))
+    rows = records.rows(folder)
+    content = summarise(rows, parts) | {"model_digest": state.digest(layout)}
+    records.write(folder / records.SUMMARY, json.dumps(content, indent=2) + "\n")
+
+
+def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
+    """The summary of a run from its rounds."""
+    evaluated = [row for row in rows if "accuracy" in row]
+    last, accuracies = evaluated[-1], [row["accuracy"] for row in evaluated]
+    tail = accuracies[-10:]
+    devices = per_device(tuple(last["per_class"]), parts.held)
+    return {
+        "accuracy": last["accuracy"],
+        "best_accuracy": max(accuracies),
+        "last10_accuracy": sum(tail) / len(tail),
+        "per_class": last["per_class"],
+        "per_device": {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
+        "steps": last["step"],
+        "rounds": last["round"],
+        "examples_seen": last["examples_seen"],
+        "bytes_up": sum(row["bytes_up"] for row in rows),
+        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 2),
+    }
+
+
+__all__ = ["Progress", "Round", "cohort", "run", "total_rounds"]

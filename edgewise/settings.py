@@ -1,0 +1,82 @@
+"""Every setting of a run: its name, type, default and meaning. Nothing heavy is imported here.
+
+The same names are the keys of config.toml and, with dashes, the flags of `edgewise run`; `config.py` turns
+their values into the objects that do the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.errors import EdgewiseError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `low` is the smallest legal number; `choices` the legal words."""
+
+    name: str
+    kind: type
+    default: Any
+    meaning: str
+    low: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> Any:
+        """The value in this setting's type; EdgewiseError with the legal values otherwise."""
+        if value is None:
+            return None
+        fits = isinstance(value, (int, float) if self.kind is float else self.kind)
+        if not fits or (isinstance(value, bool) and self.kind is not bool):
+            raise EdgewiseError(f"{self.name}: {value!r} is not {_ARTICLE[self.kind]}")
+        if self.choices and value not in self.choices:
+            raise EdgewiseError(f"{self.name}: {value!r} is unknown; one of: {', '.join(self.choices)}")
+        # `not >=` rather than `<`, so that NaN is refused too.
+        if self.low is not None and not (value >= self.low and value != float("inf")):
+            raise EdgewiseError(f"{self.name}: {value} is too small; at least {self.low:g}")
+        return self.kind(value)
+
+
+_ARTICLE = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
+    Setting("data_dir", str, None, "folder of the data's files (else EDGEWISE_DATA, else a download)"),
+    Setting("devices", int, 10, "number of devices", low=1),
+    Setting("partition", str, "iid", "iid, labels:2, labels:2:overlap, dirichlet:0.1 or quantity:0.5"),
+    Setting("model", str, "resnet18", "resnet18, fixup-resnet18, or package.module:function"),
+    Setting("width", int, 64, "channels of the model's first stage", low=1),
+    Setting("norm", str, "group", "batch, batch-sync, group[:8], layer, instance, group-ws or none"),
+    Setting("algorithm", str, "sync-sgd", "sync-sgd or fedavg"),
+    Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; fedavg: 10)", low=1),
+    Setting("batch", int, 32, "examples a device takes per step", low=1),
+    Setting("lr", float, 0.1, "peak learning rate", low=0),
+    Setting("lr_scale", float, 1.0, "multiplies lr, but not the rate of Fixup's scalars", low=0),
+    Setting("momentum", float, 0.9, "momentum: the server's for sync-sgd, local for fedavg", low=0),
+    Setting("nesterov", bool, False, "Nesterov's momentum"),
+    Setting("weight_decay", float, 5e-4, "weight decay", low=0),
+    Setting("schedule", str, "constant", "constant, plateau or cosine"),
+    Setting("warmup_epochs", float, 0.0, "epochs of linear warm-up", low=0),
+    Setting("warmup_lr", float, None, "where the warm-up starts (else a tenth of lr * lr_scale)", low=0),
+    Setting("epochs", float, None, "passes over each device's data (10 unless steps is given)", low=0),
+    Setting("steps", int, None, "local steps of one device, in place of epochs", low=1),
+    Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, or several with commas"),
+    Setting("codec", str, "none", "none"),
+    Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
+    Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
+    Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
+    Setting("eval_every", int, None, "rounds between evaluations; 0: at the end only (about 50 a run)", low=0),
+    Setting("fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")),
+    Setting("engine", str, "inline", "inline", choices=("inline",)),
+    Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
+    Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
+    Setting("threads", int, 1, "threads of this process", low=1),
+    Setting("seed", int, 0, "seed of every random draw"),
+)
+
+NAMES = {setting.name: setting for setting in SETTINGS}

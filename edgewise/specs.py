@@ -1,0 +1,89 @@
+"""Text forms of values: "labels:2:overlap" <-> Labels(k=2, overlap=True).
+
+Partitions, norms, codecs and schedules are frozen dataclasses kept in literal tables. Their text form is the
+table's name, then the fields in order, separated by colons; a boolean field is written as its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from edgewise.errors import EdgewiseError
+
+TYPES: dict[Any, type] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+def parse(table: Mapping[str, Any], text: str, what: str) -> Any:
+    """The value that `text` stands for; EdgewiseError naming `what` and the legal forms."""
+    name, *words = str(text).split(":")
+    if name not in table:
+        raise EdgewiseError(f"{what}: {text!r} is unknown; one of: {', '.join(forms(table))}")
+    slots = list(fields(table[name]))
+    values: dict[str, Any] = {}
+    try:
+        for word in words:
+            slot = next(s for s in slots if s.name == word or not _flag(s))
+            values[slot.name] = True if _flag(slot) else convert(slot, word)
+            slots.remove(slot)
+    except (StopIteration, ValueError):
+        raise EdgewiseError(f"{what}: {text!r} does not fit the form {form(name, table[name])}") from None
+    if any(_required(slot) for slot in slots):
+        raise EdgewiseError(f"{what}: {text!r} lacks a value; its form is {form(name, table[name])}")
+    return table[name](**values)
+
+
+def text(table: Mapping[str, Any], value: Any) -> str:
+    """The text form of a value of the table; fields that hold their default are left out at the end."""
+    name = name_of(table, value)
+    words = [(slot, getattr(value, slot.name)) for slot in fields(value)]
+    while words and words[-1][1] == words[-1][0].default:
+        words.pop()
+    shown = [s.name if _flag(s) else _short(v) for s, v in words if not (_flag(s) and not v)]
+    return ":".join([name, *shown])
+
+
+def name_of(table: Mapping[str, Any], value: Any) -> str:
+    """The table's name for a value of one of its classes."""
+    for name, member in table.items():
+        if type(value) is member:
+            return name
+    raise EdgewiseError(f"{value!r} is none of: {', '.join(table)}")
+
+
+def forms(table: Mapping[str, Any]) -> list[str]:
+    """Every legal form, for messages: ["iid", "labels:k[:overlap]", ...]."""
+    return [form(name, member) for name, member in table.items()]
+
+
+def form(name: str, member: Any) -> str:
+    """One legal form: "labels:K[:overlap]"."""
+    words = [f":{s.name.upper()}" if _required(s) else f"[:{s.name}]" for s in fields(member)]
+    return name + "".join(words)
+
+
+def convert(slot: Field[Any], word: Any) -> Any:
+    """A field's value from a word or a TOML value; ValueError if it does not fit the field's type."""
+    kind = TYPES.get(slot.type, slot.type)
+    if kind is bool:
+        if word in (True, "true", "on"):
+            return True
+        if word in (False, "false", "off"):
+            return False
+        raise ValueError(f"{word!r} is neither true nor false")
+    if kind is int and not str(word).lstrip("+-").isdigit():
+        raise ValueError(f"{word!r} is not a whole number")
+    return kind(word)
+
+
+def _flag(slot: Field[Any]) -> bool:
+    return slot.type in ("bool", bool)
+
+
+def _required(slot: Field[Any]) -> bool:
+    return slot.default is MISSING and slot.default_factory is MISSING
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,187 @@
+"""Flat state: a model's parameters are one contiguous vector, its floating-point buffers another.
+
+The module's own parameters, gradients and buffers are views into these vectors, so an algorithm works on
+one tensor (`update = after - before`), aggregation is one `add_`, and a codec sees one vector. `Layout` says
+which stretch of the vector is what; two machines compare its digest before they exchange anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.models.kinds import kinds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor's place in a flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every parameter and buffer lies. Parameters are ordered by kind, then as the model defines them,
+
+    so that settings that differ by kind (a tenth of the learning rate on Fixup's scalars) are contiguous
+    segments. `fingerprint` stands for what shapes do not show (group counts, eps).
+    """
+
+    params: tuple[Entry, ...]
+    buffers: tuple[Entry, ...]
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, model: nn.Module, fingerprint: str = "") -> Layout:
+        """The layout of a model. Integer buffers (step counters) have no place in it: they never travel."""
+        kind = kinds(model)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        ordered = sorted(shapes, key=lambda name: kind[name])  # stable: the model's order within a kind
+        floating = {name: tuple(b.shape) for name, b in model.named_buffers() if b.is_floating_point()}
+        return cls(
+            _lay([(name, shapes[name], kind[name]) for name in ordered]),
+            _lay([(name, shape, "buffer") for name, shape in floating.items()]),
+            fingerprint,
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return self.params[-1].stop if self.params else 0
+
+    @property
+    def buffer_count(self) -> int:
+        """Number of values in floating-point buffers."""
+        return self.buffers[-1].stop if self.buffers else 0
+
+    @cached_property
+    def segments(self) -> tuple[tuple[str, slice], ...]:
+        """The contiguous stretch of each kind of parameter, in order."""
+        bounds: dict[str, tuple[int, int]] = {}
+        for entry in self.params:
+            bounds[entry.kind] = (bounds.get(entry.kind, (entry.start, 0))[0], entry.stop)
+        return tuple((kind, slice(*bound)) for kind, bound in bounds.items())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes, kinds and the model's configuration."""
+        rows = [[(e.name, e.shape, e.kind) for e in part] for part in (self.params, self.buffers)]
+        return hashlib.sha256(json.dumps([rows, self.fingerprint]).encode()).hexdigest()
+
+
+def _lay(rows: list[tuple[str, tuple[int, ...], str]]) -> tuple[Entry, ...]:
+    entries, start = [], 0
+    for name, shape, kind in rows:
+        entries.append(Entry(name, shape, kind, start))
+        start = entries[-1].stop
+    return tuple(entries)
+
+
+@dataclass(frozen=True)
+class State:
+    """A model's state, apart from the module: `params` (P,) and `buffers` (B,)."""
+
+    params: Tensor
+    buffers: Tensor
+
+    def clone(self) -> State:
+        return State(self.params.clone(), self.buffers.clone())
+
+    def digest(self, layout: Layout) -> str:
+        """SHA-256 over the layout and every bit of the state."""
+        content = hashlib.sha256(layout.digest.encode())
+        for tensor in (self.params, self.buffers):
+            content.update(tensor.detach().cpu().numpy().tobytes())
+        return content.hexdigest()
+
+
+class FlatModel:
+    """A module whose parameters, gradients and floating-point buffers are views into flat vectors.
+
+    `params`, `grads` (P,) and `buffers` (B,) share memory with the module. What would detach a tensor from
+    them (`zero_grad(set_to_none=True)`, `load_state_dict(assign=True)`, `Module.to`) is found by `check`.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, autocast: torch.dtype | None = None) -> None:
+        self.module, self.layout, self.autocast = module, layout, autocast
+        first = next(module.parameters())
+        flat = {"dtype": first.dtype, "device": first.device}
+        self.params = torch.zeros(layout.count, **flat)  # type: ignore[arg-type]
+        self.grads = torch.zeros(layout.count, **flat)  # type: ignore[arg-type]
+        self.buffers = torch.zeros(layout.buffer_count, **flat)  # type: ignore[arg-type]
+        parameters = dict(module.named_parameters())
+        for entry in layout.params:
+            parameter = parameters[entry.name]
+            view = self.params[entry.start : entry.stop].view(entry.shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = self.grads[entry.start : entry.stop].view(entry.shape)
+        for entry in layout.buffers:
+            owner, _, name = entry.name.rpartition(".")
+            view = self.buffers[entry.start : entry.stop].view(entry.shape)
+            view.copy_(module.get_buffer(entry.name))
+            module.get_submodule(owner)._buffers[name] = view
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of a batch (N, C, H, W), in fp32 or wider whatever the precision inside."""
+        if self.autocast is None:
+            return self.module(x)
+        with torch.autocast(x.device.type, self.autocast):
+            return self.module(x).float()
+
+    def read(self) -> State:
+        """A copy of the state."""
+        return State(self.params.clone(), self.buffers.clone())
+
+    def write(self, state: State) -> None:
+        """Overwrite the state."""
+        self.params.copy_(state.params)
+        self.buffers.copy_(state.buffers)
+
+    def check(self) -> None:
+        """Raise if a tensor of the module no longer lies in the flat vectors."""
+        parameters = dict(self.module.named_parameters())
+        for entry in self.layout.params:
+            parameter = parameters[entry.name]
+            _lies_at(parameter.data, self.params, entry)
+            _lies_at(parameter.grad, self.grads, entry)
+        for entry in self.layout.buffers:
+            _lies_at(self.module.get_buffer(entry.name), self.buffers, entry)
+
+
+def _lies_at(tensor: Tensor | None, flat: Tensor, entry: Entry) -> None:
+    expected = flat.data_ptr() + entry.start * flat.element_size()
+    if tensor is None or (tensor.data_ptr() != expected and tensor.numel()):
+        raise RuntimeError(f"{entry.name} was detached from the model's flat vector")
+
+
+class Mean:
+    """Weighted mean of states, one at a time, so that no round holds every update in memory."""
+
+    def __init__(self, like: State) -> None:
+        self.total = State(torch.zeros_like(like.params), torch.zeros_like(like.buffers))
+        self.weight = 0.0
+
+    def add(self, state: State, weight: float) -> None:
+        self.total.params.add_(state.params, alpha=weight)
+        self.total.buffers.add_(state.buffers, alpha=weight)
+        self.weight += weight
+
+    def value(self) -> State:
+        """The mean; the sum is divided in place, so ask once."""
+        if self.weight == 0:
+            raise RuntimeError("the mean of no updates")
+        return State(self.total.params.div_(self.weight), self.total.buffers.div_(self.weight))

@@ -1,0 +1,22 @@
+"""What every test shares: one thread, a seed, and settings under which equal runs give equal bits."""
+
+import hypothesis
+import pytest
+import torch
+
+# The number of threads changes the last bits of a sum, and engines are compared bit by bit.
+# Not torch.use_deterministic_algorithms: it chooses other CPU kernels, and the processes that some tests
+# start would not share the choice. One thread is deterministic on the CPU as it is.
+torch.set_num_threads(1)
+torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.benchmark = False
+
+# The same examples every time, and no time limit on one: a busy machine is no fault of the code.
+hypothesis.settings.register_profile("edgewise", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("edgewise")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests that draw without a generator of their own draw the same numbers in any order of tests."""
+    torch.manual_seed(0)
