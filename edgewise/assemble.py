@@ -34,7 +34,7 @@ EVALUATIONS = 20  # about as many as a run makes when eval_every is left open
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, assembled. `steps` is the number of local steps of one device; `held` counts (devices, classes)."""
+    """A run, assembled. `steps`: local steps of one device; `held`: examples by (device, class)."""
 
     config: Config
     dataset: Dataset
@@ -62,7 +62,7 @@ class Parts:
 
 
 def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
-    """Load, deal, build. `dataset` replaces what `config.data` names. EdgewiseError for what cannot be run."""
+    """Load, deal, build; EdgewiseError for what cannot be run. `dataset` replaces what the config names."""
     torch.set_num_threads(config.threads)
     folder = Path(config.data_dir) if config.data_dir else None
     dataset = dataset or data.load(config.data, folder)
@@ -143,7 +143,8 @@ def _fused(config: Config, model: FlatModel) -> str:
     if synced and (obstacle or config.fused == "off"):
         reason = obstacle or "fused is off"
         raise EdgewiseError(
-            f"norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), but {reason}"
+            "norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), "
+            f"but {reason}"
         )
     if config.fused == "on" and obstacle:
         raise EdgewiseError(f"fused: cannot be on: {obstacle}; use auto or off")

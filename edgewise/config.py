@@ -91,7 +91,9 @@ class Config:
         for name in TABLES:
             parts[name] = _extend(parts[name], name, extras)
         if extras:
-            legal = sorted({f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in fields(part)})
+            legal = sorted(
+                {f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in fields(part)}
+            )
             raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(legal)}")
         if values["epochs"] is not None and values["steps"] is not None:
             raise EdgewiseError("epochs, steps: give one of them, not both")
@@ -111,7 +113,9 @@ class Config:
         values["algorithm"] = specs.name_of(ALGORITHMS, algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
         values["augment"] = "auto" if self.augment is None else self.augment.text
-        extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(algorithm, "algorithm", ("sgd", *DERIVED))
+        extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(
+            algorithm, "algorithm", ("sgd", *DERIVED)
+        )
         return {s.name: values[s.name] for s in SETTINGS} | ({"set": extras} if extras else {})
 
     def toml(self) -> str:
@@ -153,7 +157,7 @@ def _checked(flat: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Algorithm:
+def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Any:
     name = values["algorithm"]
     if name not in ALGORITHMS:
         raise EdgewiseError(f"algorithm: {name!r} is unknown; one of: {', '.join(ALGORITHMS)}")
@@ -162,8 +166,7 @@ def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Algorithm:
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
     for key in given.keys() - own:
         raise EdgewiseError(f"{key}: {name} has none; it belongs to fedavg")
-    algorithm: Algorithm = kind(sgd=sgd, **given)
-    return algorithm
+    return kind(sgd=sgd, **given)
 
 
 def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:

@@ -74,7 +74,9 @@ class Device:
     def answer(self, task: Task, model: FlatModel, work: Work, memory: Memory) -> tuple[Reply, Memory]:
         """One round on this device, in `model` (whose state is overwritten)."""
         model.write(task.state)
-        update, loss = work.algorithm.learn(model, self.batches(work.feed, memory.step, task.steps), task.factor)
+        update, loss = work.algorithm.learn(
+            model, self.batches(work.feed, memory.step, task.steps), task.factor
+        )
         payload, codec = work.codec.encode(update, memory.codec)
         examples = task.steps * work.feed.size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class EdgewiseError(Exception):
-    """A mistake of the user or the surroundings: one clear line (what, where, legal values); the command exits with status 2."""
+    """A mistake of the user or the surroundings: one clear line (what, where, legal values).
+
+    The command prints it and exits with status 2.
+    """
 
 
 class EdgewiseWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Addressed randomness: every draw comes from a generator keyed by what it is for, never from what came before."""
+"""Addressed randomness: a draw's generator is keyed by what it is for, never by what came before."""
 
 from __future__ import annotations
 

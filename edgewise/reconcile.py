@@ -29,4 +29,6 @@ def check(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> No
             check(path, stored.get("set", {}), value)
         elif stored.get(name) != value:
             was = stored.get(name, "its default")
-            raise EdgewiseError(f"{name}: the run in {path.parent} has {was!r}, not {value!r}; resume it as it was")
+            raise EdgewiseError(
+                f"{name}: the run in {path.parent} has {was!r}, not {value!r}; resume it as it was"
+            )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -161,7 +161,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / ROUNDS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if _number(line) < float("inf")]
+    return [
+        json.loads(line)
+        for line in path.read_bytes().splitlines(keepends=True)
+        if _number(line) < float("inf")
+    ]
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The loop: everything that runs on the coordinator, in order.
 
-    broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
+broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from edgewise import randomness, records
 from edgewise.algorithms.base import Server
@@ -27,8 +28,8 @@ from edgewise.device import Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import Evaluation, evaluate, per_device
-from edgewise.records import Checkpoint, Records
 from edgewise.reconcile import reconcile
+from edgewise.records import Checkpoint, Records
 from edgewise.vector import Mean, State
 
 CHECKPOINT_SECONDS = 15.0
@@ -38,7 +39,8 @@ CHECKPOINT_SECONDS = 15.0
 class Round:
     """What is written down about one round; a line of rounds.jsonl without the fields that are None.
 
-    `step` and `examples_seen` count from the start of the run, bytes and `seconds` are this round's.
+    `step` and `examples_seen` count from the start of the run, bytes and `seconds` (evaluation left out) are
+    this round's.
     """
 
     round: int
@@ -96,7 +98,7 @@ def run(
     resume: bool = False,
     dataset: Dataset | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> Iterator[Round]:
+) -> Generator[Round]:
     """Run `config`, writing into the folder `out`, and yield every round.
 
     With `resume`, continue a run that was interrupted (its other settings must agree); a finished run yields
@@ -144,7 +146,7 @@ def _create(parts: Parts, folder: Path) -> Records:
 
 def _rounds(
     parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
-) -> Iterator[Round]:
+) -> Generator[Round]:
     """Play every round that is left. What was yielded is committed when the caller stops in between."""
     saved = time.monotonic()
     while progress.round < parts.rounds:
@@ -170,23 +172,20 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
     steps = min(every, parts.steps - done)
     factor = parts.schedule.factor(done / parts.steps, progress.note or {})
     task = Task(number, steps, factor, progress.server.state)
-    mean, losses, bytes_up, examples = Mean(task.state), [], 0, 0
+    mean, bytes_up = Mean(task.state), 0
+    losses: list[float] = []
     for reply in engine.ask(task, cohort(config, number)):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, parts.model.layout.count, parts.model.params.dtype)
         mean.add(State(update.to(reply.buffers.device), reply.buffers), weight=reply.examples)
         losses += reply.losses
         bytes_up += reply.bytes_up
-        examples += reply.examples
     progress.server = config.algorithm.step(progress.server, mean.value(), factor, parts.model.layout)
     progress.round = number
     engine.memories.commit()
     parts.model.check()
-    result = _evaluation(parts, progress) if _due(config, number, parts.rounds) else None
-    if result is not None:
-        progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
     sgd = config.algorithm.sgd
-    return Round(
+    row = Round(
         round=number,
         step=done + steps,
         examples_seen=(done + steps) * config.batch * config.cohort_size,
@@ -195,10 +194,12 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
         bytes_up=bytes_up,
         bytes_down=config.cohort_size * _bytes(progress.server.state),
         seconds=round(time.monotonic() - began, 4),
-        accuracy=result and result.accuracy,
-        loss=result and result.loss,
-        per_class=result and result.per_class,
     )
+    if not _due(config, number, parts.rounds):
+        return row
+    result = _evaluation(parts, progress)
+    progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
+    return replace(row, accuracy=result.accuracy, loss=result.loss, per_class=result.per_class)
 
 
 def cohort(config: Config, round: int) -> Sequence[int]:
@@ -234,8 +235,8 @@ def _bytes(state: State) -> int:
 def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> None:
     if not bool(torch.isfinite(progress.server.state.params).all()):
         raise EdgewiseError(
-            f"round {progress.round}: the model is no longer finite; training diverged (a lower lr, or a warm-up). "
-            "The last good checkpoint is kept"
+            f"round {progress.round}: the model is no longer finite; training diverged (a lower lr, or a "
+            "warm-up). The last good checkpoint is kept"
         )
     book.checkpoint(progress.checkpoint(parts, engine))
 
@@ -243,7 +244,7 @@ def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> 
 def _finish(parts: Parts, progress: Progress, folder: Path) -> None:
     """model.safetensors (tensors by name, as PyTorch's state_dict would) and then summary.json."""
     layout, state = parts.model.layout, progress.server.state
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for entries, flat in ((layout.params, state.params), (layout.buffers, state.buffers)):
         tensors |= {e.name: flat[e.start : e.stop].view(e.shape).cpu().clone() for e in entries}
     records.write(folder / records.MODEL, save(tensors, metadata={"layout": layout.digest}))

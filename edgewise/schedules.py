@@ -1,4 +1,4 @@
-"""How the learning rate moves: a factor of the peak rate, by step. State goes in and comes out as a small dict."""
+"""How the learning rate moves: a factor of the peak rate. State goes in and comes out as a small dict."""
 
 from __future__ import annotations
 

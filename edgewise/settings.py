@@ -70,8 +70,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
     Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
     Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
-    Setting("eval_every", int, None, "rounds between evaluations; 0: at the end only (about 50 a run)", low=0),
-    Setting("fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")),
+    Setting(
+        "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 50 a run)", low=0
+    ),
+    Setting(
+        "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
+    ),
     Setting("engine", str, "inline", "inline", choices=("inline",)),
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),

@@ -65,7 +65,7 @@ def form(name: str, member: Any) -> str:
 
 def convert(slot: Field[Any], word: Any) -> Any:
     """A field's value from a word or a TOML value; ValueError if it does not fit the field's type."""
-    kind = TYPES.get(slot.type, slot.type)
+    kind: Any = TYPES.get(slot.type, slot.type)
     if kind is bool:
         if word in (True, "true", "on"):
             return True

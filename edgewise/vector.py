@@ -118,10 +118,9 @@ class FlatModel:
     def __init__(self, module: nn.Module, layout: Layout, autocast: torch.dtype | None = None) -> None:
         self.module, self.layout, self.autocast = module, layout, autocast
         first = next(module.parameters())
-        flat = {"dtype": first.dtype, "device": first.device}
-        self.params = torch.zeros(layout.count, **flat)  # type: ignore[arg-type]
-        self.grads = torch.zeros(layout.count, **flat)  # type: ignore[arg-type]
-        self.buffers = torch.zeros(layout.buffer_count, **flat)  # type: ignore[arg-type]
+        self.params = torch.zeros(layout.count, dtype=first.dtype, device=first.device)
+        self.grads = torch.zeros_like(self.params)
+        self.buffers = self.params.new_zeros(layout.buffer_count)
         parameters = dict(module.named_parameters())
         for entry in layout.params:
             parameter = parameters[entry.name]

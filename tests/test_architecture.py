@@ -31,7 +31,7 @@ STAGES = """
     settings config
     device
     engines
-    evaluate records
+    evaluate records reconcile assemble
     rounds
     report experiments
     __init__

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from edgewise.local import Batch
+from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
 
@@ -21,8 +22,17 @@ class Server:
 
 
 class Algorithm(Protocol):
-    sync_every: int  # local steps a round, K
     fusable: ClassVar[bool]  # an update is the gradient itself, so that many devices' batches can be one
+
+    @property
+    def sgd(self) -> SGD:
+        """The optimizer of the steps, wherever they are taken."""
+        ...
+
+    @property
+    def sync_every(self) -> int:
+        """Local steps a round, K."""
+        ...
 
     def start(self, state: State) -> Server: ...
 
@@ -31,5 +41,5 @@ class Algorithm(Protocol):
         ...
 
     def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:
-        """Runs on the coordinator. `mean.params` is the mean update, `mean.buffers` the devices' mean buffers."""
+        """Runs on the coordinator. `mean`: the mean update and the mean of the devices' buffers."""
         ...

@@ -47,7 +47,11 @@ def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> None:
                     click.echo(_line(row, total), err=True)
             assert task is not None
             speed = _speed(row)
-            bar.update(task, completed=row.round, words=f"{speed:,.0f} examples/s  loss {row.train_loss:.3f}  {words}")
+            bar.update(
+                task,
+                completed=row.round,
+                words=f"{speed:,.0f} examples/s  loss {row.train_loss:.3f}  {words}",
+            )
             if stopping.asked and row.round < total:
                 return
     summary = records.summary(folder)

@@ -12,10 +12,12 @@ import click
 @click.option("--scale", default="demo", metavar="demo|laptop|paper", help="how much of it  [demo]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="[out/FIGURE-SCALE]")
 @click.option("--resume", is_flag=True, help="go on from what --out holds already")
-@click.option("--data-dir", metavar="DIR", help="folder of the data's files (else EDGEWISE_DATA, else a download)")
+@click.option(
+    "--data-dir", metavar="DIR", help="folder of the data's files (else EDGEWISE_DATA, else a download)"
+)
 @click.option("--seed", type=int, default=0, help="seed of every run  [0]")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="runs at a time, a process each  [cores]")
-def reproduce(
+def reproduce(  # noqa: PLR0913  (click hands over one argument an option)
     figure: str, scale: str, out: Path | None, resume: bool, data_dir: str | None, seed: int, jobs: int | None
 ) -> None:
     """Reproduce a figure of the reference: figure2.

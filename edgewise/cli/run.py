@@ -55,7 +55,7 @@ def run(
     from edgewise.config import Config, read_toml
     from edgewise.reconcile import FREE, check
 
-    warnings.showwarning = _say
+    warnings.showwarning = _say  # a note in one line, without file and source line
     given = {name: value for name, value in flags.items() if value is not None}
     given |= {"set": dict(_pair(extra) for extra in extras)} if extras else {}
     asked = {**(read_toml(config_file) if config_file else {}), **given}
@@ -67,7 +67,9 @@ def run(
         check(stored, was, asked)
         asked = {**asked, **was, **{name: asked[name] for name in FREE if name in asked}}
     stopping = _Stopping()
-    with closing(rounds.run(Config.of(asked), folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
+    with closing(
+        rounds.run(Config.of(asked), folder, resume=resume, checkpoint_seconds=checkpoint_seconds)
+    ) as play:
         show(play, folder, stopping)
     if stopping.asked:
         raise KeyboardInterrupt
@@ -102,5 +104,5 @@ def _free(parent: Path) -> Path:
     return folder
 
 
-def _say(message: Warning | str, *_: Any) -> None:
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"edgewise: note: {message}", err=True)

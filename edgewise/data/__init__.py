@@ -59,7 +59,7 @@ def _find(name: str) -> Callable[..., Any]:
         raise EdgewiseError(f"data {name!r}: cannot import it: {_line(error)}; legal: {_legal()}") from error
     if not callable(found):
         raise EdgewiseError(f"data {name!r} is not a function; legal: {_legal()}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _call(name: str, function: Callable[..., Any], folder: Path | None) -> Dataset:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from edgewise.errors import EdgewiseError
 from edgewise.experiments import figure2
 from edgewise.experiments.base import Figure, Plan
+from edgewise.experiments.page import write
 from edgewise.experiments.play import play
-from edgewise.report.figure import write
 
 FIGURES: dict[str, Figure] = {"figure2": figure2.FIGURE}
 

@@ -40,9 +40,9 @@ FIGURE = Figure(
     title="Normalisation on skewed labels: ResNet18, 10 devices x 32 images a step",
     source="Figure 2, section 'Non-IID'",
     statement=(
-        "Trained on devices that hold two classes each, ResNet18 with batch normalisation predicts at random; "
-        "with group normalisation and with Fixup it comes close to batch normalisation on IID data, group "
-        "normalisation a little below."
+        "Trained on devices that hold two classes each, ResNet18 with batch normalisation predicts at "
+        "random; with group normalisation and with Fixup it comes close to batch normalisation on IID "
+        "data, group normalisation a little below."
     ),
     curves={
         "iid-batch": "batch norm, IID",

@@ -41,7 +41,7 @@ class Job:
 def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None) -> None:
     """Play every run of `plan` into `out`/runs/NAME; with `resume`, only what is left of them.
 
-    `jobs` runs go on at a time (the number of cores by default). EdgewiseError if a run fails, with its words.
+    `jobs` runs go on at a time, by default as many as there are cores. EdgewiseError if a run fails.
     """
     console = Console(stderr=True)
     bars = Progress(

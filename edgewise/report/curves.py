@@ -6,7 +6,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-COLOURS = ("#1b1b1b", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00")  # safe for colour-blind eyes
+COLOURS = (
+    "#1b1b1b",
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#e69f00",
+)  # safe for colour-blind eyes
 
 
 @dataclass(frozen=True)
