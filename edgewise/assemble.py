@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgewise import data, models, specs
+from edgewise.allocator import keep_freed_memory
 from edgewise.config import Config
 from edgewise.data import Dataset
 from edgewise.data.batches import Augment
@@ -64,6 +65,7 @@ class Parts:
 def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
     """Load, deal, build; EdgewiseError for what cannot be run. `dataset` replaces what the config names."""
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     folder = Path(config.data_dir) if config.data_dir else None
     dataset = dataset or data.load(config.data, folder)
     config = _decide(config, dataset)

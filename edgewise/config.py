@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, Norm
 from edgewise.optimizers import SGD
 from edgewise.schedules import SCHEDULES, Constant, Schedule
-from edgewise.settings import NAMES, SETTINGS
+from edgewise.settings import KINDS, NAMES, SETTINGS
 
 VERSION = 1  # of config.toml; another version is refused
 DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
@@ -65,6 +65,15 @@ class Config:
     threads: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _checked(self.flat())
+        if self.epochs is not None and self.steps is not None:
+            raise EdgewiseError("epochs, steps: give one of them, not both")
+        sgd = self.algorithm.sgd
+        if self.warmup_lr is not None and not sgd.lr * sgd.lr_scale > 0:
+            raise EdgewiseError("warmup_lr: a warm-up needs a peak to end at; lr * lr_scale is 0")
+        _ = self.cohort_size
+
     @property
     def cohort_size(self) -> int:
         """Devices asked in a round."""
@@ -81,7 +90,7 @@ class Config:
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Config:
         """A config from flat settings; those that are missing or None take their defaults."""
-        extras = dict(flat.get("set") or {})
+        extras = by_part(flat.get("set"))
         values = _checked(flat)
         parts: dict[str, Any] = {
             name: specs.parse(table, values[name], name) for name, table in TABLES.items()
@@ -91,18 +100,12 @@ class Config:
         for name in TABLES:
             parts[name] = _extend(parts[name], name, extras)
         if extras:
-            legal = sorted(
-                {f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in fields(part)}
-            )
-            raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(legal)}")
-        if values["epochs"] is not None and values["steps"] is not None:
-            raise EdgewiseError("epochs, steps: give one of them, not both")
+            legal = [f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in _slots(part)]
+            raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(sorted(legal))}")
         augment = None if values["augment"] == "auto" else Augment.parse(values["augment"])
         names = {f.name for f in fields(cls)}
         plain = {name: value for name, value in values.items() if name in names}
-        config = cls(**{**plain, **parts, "augment": augment})
-        _ = config.cohort_size
-        return config
+        return cls(**{**plain, **parts, "augment": augment})
 
     def flat(self) -> dict[str, Any]:
         """Every setting by name, in the order of `settings.SETTINGS`, then `set` for what has no flag."""
@@ -123,27 +126,44 @@ class Config:
         lines = [f"version = {VERSION}"]
         flat = self.flat()
         extras = flat.pop("set", {})
-        lines += [f"{name} = {json.dumps(value)}" for name, value in flat.items() if value is not None]
+        lines += [f"{name} = {_toml(value)}" for name, value in flat.items() if value is not None]
         if extras:
-            lines += ["", "[set]"] + [f'"{name}" = {json.dumps(value)}' for name, value in extras.items()]
+            lines += ["", "[set]"] + [f"{_toml(name)} = {_toml(value)}" for name, value in extras.items()]
         return "\n".join(lines) + "\n"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The flat settings of a config file; EdgewiseError if it cannot be read or is of another version."""
     try:
-        flat = tomllib.loads(path.read_text())
+        flat = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EdgewiseError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not TOML
         raise EdgewiseError(f"{path}: not a readable TOML file ({error})") from None
     version = flat.pop("version", VERSION)
     if version != VERSION:
-        raise EdgewiseError(f"{path}: a config of version {version}; this edgewise reads version {VERSION}")
-    unknown = sorted(flat.keys() - NAMES.keys() - {"set"})
-    if unknown:
-        raise EdgewiseError(f"{path}: {unknown[0]!r} is unknown; one of: {', '.join(NAMES)}")
-    return flat
+        raise EdgewiseError(f"{path}: a config of version {version!r}; this edgewise reads version {VERSION}")
+    try:
+        _checked(flat)
+        return flat | ({"set": by_part(flat["set"])} if "set" in flat else {})
+    except EdgewiseError as error:
+        raise EdgewiseError(f"{path}: {error}") from None
+
+
+def _toml(value: Any) -> str:
+    """A text, number or boolean as TOML. As in JSON, but for characters beyond 16 bits."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def by_part(extras: Any) -> dict[str, Any]:
+    """The settings of `set` by "part.key", be they written so or as tables of tables."""
+    if not isinstance(extras, Mapping | None):
+        raise EdgewiseError(f"set: {extras!r} is not a table of part.key = value")
+    found: dict[str, Any] = {}
+    for name, value in (extras or {}).items():
+        nested = isinstance(value, Mapping)
+        found |= {f"{name}.{key}": v for key, v in value.items()} if nested else {name: value}
+    return found
 
 
 def _checked(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,23 +184,34 @@ def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Any:
     kind = ALGORITHMS[name]
     own = {f.name for f in fields(kind)}
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
-    for key in given.keys() - own:
-        raise EdgewiseError(f"{key}: {name} has none; it belongs to fedavg")
+    for key in given:
+        if key not in own:
+            having = [n for n, member in ALGORITHMS.items() if key in {f.name for f in fields(member)}]
+            raise EdgewiseError(f"{key}: {name} has none; it belongs to: {', '.join(having)}")
     return kind(sgd=sgd, **given)
 
 
 def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:
     """The part with its `prefix.field` extras set; what was used is taken out of `extras`."""
-    for slot in fields(part):
+    for slot in _slots(part):
         name = f"{prefix}.{slot.name}"
-        if name not in extras or slot.name == "sgd":
+        if name not in extras:
             continue
         word = extras.pop(name)
         try:
-            part = replace(part, **{slot.name: specs.convert(slot, word)})
+            value = specs.convert(slot, word)
         except (TypeError, ValueError):
-            raise EdgewiseError(f"set: {name} cannot be {word!r}; it is a {slot.type}") from None
+            kind = KINDS[specs.TYPES[slot.type]]
+            raise EdgewiseError(f"set: {name} cannot be {word!r}; it is {kind}") from None
+        if slot.name in NAMES:
+            value = NAMES[slot.name].check(value)
+        part = replace(part, **{slot.name: value})
     return part
+
+
+def _slots(part: Any) -> list[Field[Any]]:
+    """The fields of a part that `set` can reach: its numbers, words and switches."""
+    return [slot for slot in fields(part) if slot.type in specs.TYPES]
 
 
 def _extras(part: Any, prefix: str, covered: tuple[str, ...]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ commits a round; resuming cuts rounds.jsonl back to it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +29,13 @@ SUMMARY = "summary.json"
 CONFIG = "config.toml"
 MODEL = "model.safetensors"
 PARTITION = "partition.csv"
+
+# What scripts may rely on in summary.json.
+SUMMARISED = {
+    *("accuracy", "best_accuracy", "last10_accuracy", "per_class", "steps", "rounds", "examples_seen"),
+    *("bytes_up", "bytes_down", "seconds", "model_digest"),
+}
+REMOVE = "remove it, and --resume writes it again"
 
 
 @contextmanager
@@ -62,6 +70,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    with _one_line(folder):
+        return (folder / CONFIG).exists()
+
+
+def check_free(folder: Path) -> None:
+    """EdgewiseError if the folder holds a run, or what is left of one."""
+    with _one_line(folder):
+        found = [name for name in (CONFIG, CHECKPOINT, MODEL, SUMMARY) if (folder / name).exists()]
+    if CONFIG in found:
+        raise EdgewiseError(f"{folder}: holds a run already; give --resume, or another --out")
+    if found:
+        raise EdgewiseError(f"{folder}: holds {found[0]} of a run without {CONFIG}; give another --out")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A run after `note["round"]` rounds: named tensors, and everything else as a JSON-able dict."""
@@ -70,8 +94,9 @@ class Checkpoint:
     note: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        note = {"note": json.dumps(self.note), "sha256": _sha256(self.tensors)}
-        write(path, save({name: tensor.cpu() for name, tensor in self.tensors.items()}, metadata=note))
+        note = json.dumps(self.note)
+        metadata = {"note": note, "sha256": _sha256(note, self.tensors)}
+        write(path, save({name: tensor.cpu() for name, tensor in self.tensors.items()}, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -81,7 +106,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
             note = json.loads(metadata["note"])
-            whole = metadata["sha256"] == _sha256(tensors)
+            whole = metadata["sha256"] == _sha256(metadata["note"], tensors)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise EdgewiseError(f"{path}: not a readable checkpoint ({error})") from None
         if not whole:
@@ -89,8 +114,8 @@ class Checkpoint:
         return cls(tensors, note)
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    content = hashlib.sha256()
+def _sha256(note: str, tensors: Mapping[str, Tensor]) -> str:
+    content = hashlib.sha256(note.encode())
     for name in sorted(tensors):
         content.update(name.encode())
         content.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -98,43 +123,75 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Records:
-    """A run's folder. `create` and `reopen` make one; `close` when done."""
+    """A run's folder, with no other process in it until `close`. Made by `create` or `reopen`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._rounds: IO[bytes] | None = None
+        with _one_line(folder):
+            self._lock = os.open(folder, os.O_RDONLY)
+        try:
+            # Held by the open folder itself: the system lets go of it however the process ends.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise EdgewiseError(f"{folder}: another process goes on with this run; wait or stop it") from None
+        except OSError:
+            pass  # a file system without locks
 
     @classmethod
-    def create(cls, folder: Path, config: str) -> Records:
+    def create(cls, folder: Path, config: str, holdings: str) -> Records:
         """A new folder for a run; EdgewiseError if it holds one already or cannot be written."""
-        if (folder / CONFIG).exists():
-            raise EdgewiseError(f"{folder}: holds a run already; give --resume, or another --out")
         with _one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
         records = cls(folder)
-        write(folder / CONFIG, config)
-        with _one_line(folder / ROUNDS):
-            records._rounds = (folder / ROUNDS).open("wb")
+        try:
+            check_free(folder)
+            write(folder / PARTITION, holdings)
+            write(folder / ROUNDS, "")
+            write(folder / CONFIG, config)  # last: with it the folder holds a run
+            records._open()
+        except EdgewiseError:
+            records.close()
+            raise
         return records
 
     @classmethod
-    def reopen(cls, folder: Path, round: int) -> Records:
-        """Continue after `round`: what rounds.jsonl holds beyond it was not committed and is cut off."""
-        records = cls(folder)
-        path = folder / ROUNDS
+    def reopen(cls, folder: Path) -> Records:
+        """The folder of a run that was started before; `cut` comes before the first `round`."""
+        return cls(folder)
+
+    def cut(self, round: int, holdings: str) -> None:
+        """Go on after `round`: what rounds.jsonl holds beyond it was not committed and is cut off.
+
+        EdgewiseError if it lacks a round before, or if the data is dealt in another way than at the start.
+        """
+        path, dealt = self.folder / ROUNDS, self.folder / PARTITION
         with _one_line(path):
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if _number(line) <= round]
-            write(path, b"".join(kept))
-            records._rounds = path.open("ab")
-        return records
+            changed = dealt.exists() and dealt.read_bytes() != holdings.encode()
+        if changed:
+            raise EdgewiseError(f"{dealt}: devices held other examples when the run began; give it that data")
+        kept = [line for line in lines if _number(line) <= round]
+        if [_number(line) for line in kept] != list(range(1, round + 1)):
+            raise EdgewiseError(f"{path}: not the {round} rounds that the checkpoint came after; start anew")
+        write(dealt, holdings)
+        write(path, b"".join(kept))
+        self._open()
+
+    def _open(self) -> None:
+        path = self.folder / ROUNDS
+        with _one_line(path):
+            # Unbuffered: a line that finds no space is not tried again, and fails again, on closing.
+            self._rounds = path.open("ab", buffering=0)
 
     def round(self, row: Mapping[str, Any]) -> None:
         """Append one line to rounds.jsonl."""
         assert self._rounds is not None
+        rest = memoryview(json.dumps(row).encode() + b"\n")
         with _one_line(self.folder / ROUNDS):
-            self._rounds.write(json.dumps(row).encode() + b"\n")
-            self._rounds.flush()
+            while rest:
+                rest = rest[self._rounds.write(rest) :]
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Commit everything up to now. The lines go to the disk first: a checkpoint never outruns them."""
@@ -146,6 +203,7 @@ class Records:
     def close(self) -> None:
         if self._rounds is not None:
             self._rounds.close()
+        os.close(self._lock)
 
 
 def _number(line: bytes) -> float:
@@ -174,7 +232,10 @@ def summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(content, dict) and content.keys() >= SUMMARISED
     except (OSError, ValueError) as error:
-        raise EdgewiseError(f"{path}: not a readable summary ({error})") from None
-    return content
+        raise EdgewiseError(f"{path}: not a readable summary ({error}); {REMOVE}") from None
+    if not whole:
+        raise EdgewiseError(f"{path}: not the summary of a run; {REMOVE}")
+    return dict(content)

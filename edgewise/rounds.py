@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from edgewise.device import Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import Evaluation, evaluate, per_device
-from edgewise.reconcile import reconcile
+from edgewise.reconcile import agree, reconcile
 from edgewise.records import Checkpoint, Records
 from edgewise.vector import Mean, State
 
 CHECKPOINT_SECONDS = 15.0
+TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
+DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
 
 
 @dataclass(frozen=True)
@@ -68,27 +71,33 @@ class Progress:
     note: dict[str, Any] | None = None  # the schedule's
 
     def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
-        tensors = {
-            "params": self.server.state.params,
-            "buffers": self.server.state.buffers,
-            "momentum": self.server.momentum,
-        }
+        state = self.server.state
+        tensors = dict(zip(TENSORS, (state.params, state.buffers, self.server.momentum), strict=True))
         note = {
             "round": self.round,
             "schedule": self.note or {},
             "steps": engine.memories.steps(),
             "layout": parts.model.layout.digest,
+            "settings": parts.config.flat(),
         }
         return Checkpoint(tensors, note)
 
     @classmethod
     def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, dict[int, int]]:
-        if checkpoint.note.get("layout") != parts.model.layout.digest:
+        """The progress, and every device's place in its data; EdgewiseError for another run's checkpoint."""
+        model, note = parts.model, checkpoint.note
+        try:
+            held = [checkpoint.tensors[name].to(model.params.device) for name in TENSORS]
+            round, schedule, layout = note["round"], note["schedule"], note["layout"]
+            # config.toml may have been edited since.
+            agree(str(path), Config.of(note["settings"]).flat(), parts.config.flat())
+            places = {int(device): step for device, step in note["steps"].items()}
+        except KeyError as error:
+            raise EdgewiseError(f"{path}: the checkpoint lacks {error}") from None
+        params, buffers, momentum = held
+        if layout != model.layout.digest:
             raise EdgewiseError(f"{path}: the checkpoint belongs to another model")
-        tensors = {name: t.to(parts.model.params.device) for name, t in checkpoint.tensors.items()}
-        server = Server(State(tensors["params"], tensors["buffers"]), tensors["momentum"])
-        places = {int(device): step for device, step in checkpoint.note["steps"].items()}
-        return cls(server, checkpoint.note["round"], checkpoint.note["schedule"]), places
+        return cls(Server(State(params, buffers), momentum), round, schedule), places
 
 
 def run(
@@ -106,21 +115,22 @@ def run(
     names. EdgewiseError for whatever the user can put right.
     """
     folder = Path(out)
-    if resume and (folder / records.CONFIG).exists():
-        config = reconcile(folder / records.CONFIG, config)
-        if records.summary(folder) is not None:
-            return
+    if not checkpoint_seconds >= 0:
+        raise EdgewiseError(f"checkpoint_seconds: {checkpoint_seconds} is not a time; legal: 0 or more")
+    if resume and records.holds_run(folder):
+        with closing(Records.reopen(folder)) as book:
+            config = reconcile(folder / records.CONFIG, config)
+            if records.summary(folder) is None:
+                parts = assemble(config, dataset)
+                progress, places = _restore(parts, folder / records.CHECKPOINT)
+                book.cut(progress.round, csv_text(parts.held, parts.dataset.classes))
+                yield from _play(parts, parts.engine(places), progress, book, checkpoint_seconds)
     else:
-        resume = False
-    parts = assemble(config, dataset)
-    progress, places = _start(parts, folder, resume)
-    engine = parts.engine(places)
-    book = Records.reopen(folder, progress.round) if resume else _create(parts, folder)
-    try:
-        yield from _rounds(parts, engine, progress, book, checkpoint_seconds)
-    finally:
-        book.close()
-    _finish(parts, progress, folder)
+        records.check_free(folder)  # before the data is loaded
+        parts = assemble(config, dataset)
+        holdings = csv_text(parts.held, parts.dataset.classes)
+        with closing(Records.create(folder, parts.config.toml(), holdings)) as book:
+            yield from _play(parts, parts.engine(), _start(parts), book, checkpoint_seconds)
 
 
 def total_rounds(folder: Path) -> int:
@@ -131,23 +141,19 @@ def total_rounds(folder: Path) -> int:
     return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
 
 
-def _start(parts: Parts, folder: Path, resume: bool) -> tuple[Progress, dict[int, int]]:
-    path = folder / records.CHECKPOINT
-    if resume and path.exists():
-        return Progress.restore(Checkpoint.load(path), parts, path)
-    return Progress(parts.config.algorithm.start(parts.model.read())), {}
+def _start(parts: Parts) -> Progress:
+    return Progress(parts.config.algorithm.start(parts.model.read()))
 
 
-def _create(parts: Parts, folder: Path) -> Records:
-    book = Records.create(folder, parts.config.toml())
-    records.write(folder / records.PARTITION, csv_text(parts.held, parts.dataset.classes))
-    return book
+def _restore(parts: Parts, path: Path) -> tuple[Progress, dict[int, int]]:
+    """Where the last checkpoint left the run, and every device's place; the beginning if there is none."""
+    return Progress.restore(Checkpoint.load(path), parts, path) if path.exists() else (_start(parts), {})
 
 
-def _rounds(
+def _play(
     parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
 ) -> Generator[Round]:
-    """Play every round that is left. What was yielded is committed when the caller stops in between."""
+    """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
     saved = time.monotonic()
     while progress.round < parts.rounds:
         row = _round(parts, engine, progress)
@@ -161,6 +167,7 @@ def _rounds(
         except GeneratorExit:
             _commit(parts, engine, progress, book)
             raise
+    _finish(parts, progress, book.folder)
 
 
 def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
@@ -197,9 +204,11 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
     )
     if not _due(config, number, parts.rounds):
         return row
+    _check_state(progress)
     result = _evaluation(parts, progress)
     progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
-    return replace(row, accuracy=result.accuracy, loss=result.loss, per_class=result.per_class)
+    loss = result.loss if math.isfinite(result.loss) else None  # JSON knows no infinity
+    return replace(row, accuracy=result.accuracy, loss=loss, per_class=result.per_class)
 
 
 def cohort(config: Config, round: int) -> Sequence[int]:
@@ -213,10 +222,13 @@ def cohort(config: Config, round: int) -> Sequence[int]:
 def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
     for device, loss in zip(devices, losses, strict=True):
         if not math.isfinite(loss):
-            raise EdgewiseError(
-                f"round {round}, device {device}: the loss is {loss}; training diverged (a lower lr, or a "
-                "warm-up). The last good checkpoint is kept"
-            )
+            raise EdgewiseError(f"round {round}, device {device}: the loss is {loss}; {DIVERGED}")
+
+
+def _check_state(progress: Progress) -> None:
+    state = progress.server.state
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (state.params, state.buffers)):
+        raise EdgewiseError(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
 
 
 def _due(config: Config, number: int, rounds: int) -> bool:
@@ -233,11 +245,7 @@ def _bytes(state: State) -> int:
 
 
 def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> None:
-    if not bool(torch.isfinite(progress.server.state.params).all()):
-        raise EdgewiseError(
-            f"round {progress.round}: the model is no longer finite; training diverged (a lower lr, or a "
-            "warm-up). The last good checkpoint is kept"
-        )
+    _check_state(progress)
     book.checkpoint(progress.checkpoint(parts, engine))
 
 

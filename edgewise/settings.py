@@ -6,6 +6,7 @@ their values into the objects that do the work.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,14 @@ from edgewise.errors import EdgewiseError
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. `low` is the smallest legal number; `choices` the legal words."""
+    """One setting. `low` to `high` are its legal numbers, `choices` its legal words."""
 
     name: str
     kind: type
     default: Any
     meaning: str
     low: float | None = None
+    high: float = 1e9
     choices: tuple[str, ...] = ()
 
     @property
@@ -33,16 +35,20 @@ class Setting:
             return None
         fits = isinstance(value, (int, float) if self.kind is float else self.kind)
         if not fits or (isinstance(value, bool) and self.kind is not bool):
-            raise EdgewiseError(f"{self.name}: {value!r} is not {_ARTICLE[self.kind]}")
+            raise EdgewiseError(f"{self.name}: {value!r} is not {KINDS[self.kind]}")
         if self.choices and value not in self.choices:
             raise EdgewiseError(f"{self.name}: {value!r} is unknown; one of: {', '.join(self.choices)}")
-        # `not >=` rather than `<`, so that NaN is refused too.
-        if self.low is not None and not (value >= self.low and value != float("inf")):
-            raise EdgewiseError(f"{self.name}: {value} is too small; at least {self.low:g}")
+        # `not <=` rather than `>`, so that NaN is refused too.
+        if self.low is not None and not self.low <= value <= self.high:
+            legal = f"{KINDS[self.kind]} from {self.low:g} to {self.high:g}"
+            raise EdgewiseError(f"{self.name}: {value} is out of range; legal: {legal}")
+        if self.kind is str and any(unicodedata.category(letter) in UNWRITABLE for letter in value):
+            raise EdgewiseError(f"{self.name}: {value!r} holds what no text file can (control characters)")
         return self.kind(value)
 
 
-_ARTICLE = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+KINDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+UNWRITABLE = ("Cc", "Cs")  # Unicode's control characters, and halves of pairs: bytes that are not UTF-8
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
@@ -79,8 +85,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("engine", str, "inline", "inline", choices=("inline",)),
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
-    Setting("threads", int, 1, "threads of this process", low=1),
-    Setting("seed", int, 0, "seed of every random draw"),
+    Setting("threads", int, 1, "threads of this process", low=1, high=1024),
+    Setting("seed", int, 0, "seed of every random draw", low=-9e18, high=9e18),
 )
 
 NAMES = {setting.name: setting for setting in SETTINGS}

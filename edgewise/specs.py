@@ -6,6 +6,7 @@ table's name, then the fields in order, separated by colons; a boolean field is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -27,7 +28,7 @@ def parse(table: Mapping[str, Any], text: str, what: str) -> Any:
             slot = next(s for s in slots if s.name == word or not _flag(s))
             values[slot.name] = True if _flag(slot) else convert(slot, word)
             slots.remove(slot)
-    except (StopIteration, ValueError):
+    except (StopIteration, TypeError, ValueError):
         raise EdgewiseError(f"{what}: {text!r} does not fit the form {form(name, table[name])}") from None
     if any(_required(slot) for slot in slots):
         raise EdgewiseError(f"{what}: {text!r} lacks a value; its form is {form(name, table[name])}")
@@ -64,17 +65,20 @@ def form(name: str, member: Any) -> str:
 
 
 def convert(slot: Field[Any], word: Any) -> Any:
-    """A field's value from a word or a TOML value; ValueError if it does not fit the field's type."""
+    """A field's value from a word or a TOML value; TypeError or ValueError if it does not fit the type."""
     kind: Any = TYPES.get(slot.type, slot.type)
     if kind is bool:
-        if word in (True, "true", "on"):
+        if word is True or word in ("true", "on"):
             return True
-        if word in (False, "false", "off"):
+        if word is False or word in ("false", "off"):
             return False
         raise ValueError(f"{word!r} is neither true nor false")
-    if kind is int and not str(word).lstrip("+-").isdigit():
-        raise ValueError(f"{word!r} is not a whole number")
-    return kind(word)
+    if isinstance(word, bool) or (kind is int and not str(word).lstrip("+-").isdigit()):
+        raise ValueError(f"{word!r} is not a number")
+    value = kind(word)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{word!r} is not finite")
+    return value
 
 
 def _flag(slot: Field[Any]) -> bool:
@@ -86,4 +90,5 @@ def _required(slot: Field[Any]) -> bool:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short

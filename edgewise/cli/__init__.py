@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import click
 
@@ -32,6 +33,8 @@ def main() -> None:
         _stop(error.format_message())
     except EdgewiseError as error:
         _stop(str(error))
+    except OSError as error:
+        _stop(f"{error.filename or 'output'}: {error.strerror or error}")
     except (click.Abort, KeyboardInterrupt):
         click.echo("edgewise: interrupted; --resume continues from what was committed", err=True)
         sys.exit(130)
@@ -39,5 +42,6 @@ def main() -> None:
 
 
 def _stop(message: str) -> None:
-    click.echo(f"edgewise: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # stderr may be what is full
+        click.echo(f"edgewise: {' '.join(message.split())}", err=True)
     sys.exit(2)

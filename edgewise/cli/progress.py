@@ -17,8 +17,11 @@ class Stopping(Protocol):
     asked: bool
 
 
-def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> None:
-    """Play the rounds and show them: a live bar on a terminal, a line per evaluation elsewhere."""
+def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> bool:
+    """Play the rounds and show them: a live bar on a terminal, a line per evaluation elsewhere.
+
+    Whether the run came to its end, and was not stopped before.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -53,10 +56,11 @@ def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> None:
                 words=f"{speed:,.0f} examples/s  loss {row.train_loss:.3f}  {words}",
             )
             if stopping.asked and row.round < total:
-                return
+                return False
     summary = records.summary(folder)
-    if summary is not None:
-        click.echo(_result(summary, folder))
+    assert summary is not None
+    click.echo(_result(summary, folder))
+    return True
 
 
 def _speed(row: Round) -> float:
@@ -86,4 +90,4 @@ def _holdings(console: Any, folder: Path) -> None:
 
 def _result(summary: dict[str, Any], folder: Path) -> str:
     shown = {name: summary[name] for name in ("accuracy", "best_accuracy", "rounds", "bytes_up", "seconds")}
-    return f"{folder}: {json.dumps(shown)}"
+    return f"{click.format_filename(folder)}: {json.dumps(shown)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -53,26 +54,23 @@ def run(
     """Train one model on simulated devices."""
     from edgewise import records, rounds  # here, because they import PyTorch
     from edgewise.config import Config, read_toml
-    from edgewise.reconcile import FREE, check
+    from edgewise.reconcile import overlay
 
     warnings.showwarning = _say  # a note in one line, without file and source line
-    given = {name: value for name, value in flags.items() if value is not None}
-    given |= {"set": dict(_pair(extra) for extra in extras)} if extras else {}
-    asked = {**(read_toml(config_file) if config_file else {}), **given}
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
+    given = read_toml(config_file) if config_file else {}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    if extras:
+        given["set"] = {**given.get("set", {}), **dict(_pair(extra) for extra in extras)}
     folder = out or _free(Path("runs"))
-    if resume and (stored := folder / records.CONFIG).exists():
-        was = read_toml(stored)
-        check(stored, was, asked)
-        asked = {**asked, **was, **{name: asked[name] for name in FREE if name in asked}}
+    again = resume and records.holds_run(folder)
+    config = overlay(folder / records.CONFIG, given) if again else Config.of(given)
     stopping = _Stopping()
-    with closing(
-        rounds.run(Config.of(asked), folder, resume=resume, checkpoint_seconds=checkpoint_seconds)
-    ) as play:
-        show(play, folder, stopping)
-    if stopping.asked:
-        raise KeyboardInterrupt
+    with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
+        finished = show(play, folder, stopping)
+    if not finished:
+        raise click.Abort
 
 
 class _Stopping:
@@ -86,7 +84,8 @@ class _Stopping:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        click.echo("edgewise: stopping after this round (Ctrl-C again: at once)", err=True)
+        # Not echo: what was interrupted may itself be writing to stderr, and its buffer takes one at a time.
+        os.write(2, b"edgewise: stopping after this round (Ctrl-C again: at once)\n")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -105,4 +104,4 @@ def _free(parent: Path) -> Path:
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"edgewise: note: {message}", err=True)
+    click.echo(f"edgewise: note: {' '.join(str(message).split())}", err=True)

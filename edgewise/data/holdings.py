@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 SHOWN = 20
+LETTERS = 6  # of a class name: ten classes then fit a terminal of 80 columns
 
 
 def counts(parts: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
@@ -37,9 +38,9 @@ def csv_text(counts: Tensor, classes: Sequence[str]) -> str:
 
 def table(counts: Tensor, classes: Sequence[str]) -> Table:
     """The same for the terminal: at most 20 devices, then how many more there are."""
-    shown = Table()
-    for column in ("device", "examples", *classes):
-        shown.add_column(Text(column), justify="right")
+    shown = Table(box=None, padding=(0, 1))
+    for column in ("device", "examples", *(name[:LETTERS] for name in classes)):
+        shown.add_column(Text(column), justify="right", no_wrap=True)
     for device, row in enumerate(counts[:SHOWN].tolist()):
         shown.add_row(str(device), str(sum(row)), *(str(count) if count else "·" for count in row))
     if len(counts) > SHOWN:
