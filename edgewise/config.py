@@ -201,7 +201,7 @@ def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:
         try:
             value = specs.convert(slot, word)
         except (TypeError, ValueError):
-            kind = KINDS[specs.TYPES[slot.type]]
+            kind = KINDS[specs.kind_of(slot)]
             raise EdgewiseError(f"set: {name} cannot be {word!r}; it is {kind}") from None
         if slot.name in NAMES:
             value = NAMES[slot.name].check(value)
@@ -211,7 +211,7 @@ def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:
 
 def _slots(part: Any) -> list[Field[Any]]:
     """The fields of a part that `set` can reach: its numbers, words and switches."""
-    return [slot for slot in fields(part) if slot.type in specs.TYPES]
+    return [slot for slot in fields(part) if specs.kind_of(slot) in KINDS]
 
 
 def _extras(part: Any, prefix: str, covered: tuple[str, ...]) -> dict[str, Any]:

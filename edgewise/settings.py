@@ -77,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
     Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
     Setting(
-        "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 50 a run)", low=0
+        "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0
     ),
     Setting(
         "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
@@ -86,7 +86,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
     Setting("threads", int, 1, "threads of this process", low=1, high=1024),
-    Setting("seed", int, 0, "seed of every random draw", low=-9e18, high=9e18),
+    Setting("seed", int, 0, "seed of every random draw", low=-(2**63), high=2**63 - 1),
 )
 
 NAMES = {setting.name: setting for setting in SETTINGS}

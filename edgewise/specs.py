@@ -66,7 +66,7 @@ def form(name: str, member: Any) -> str:
 
 def convert(slot: Field[Any], word: Any) -> Any:
     """A field's value from a word or a TOML value; TypeError or ValueError if it does not fit the type."""
-    kind: Any = TYPES.get(slot.type, slot.type)
+    kind = kind_of(slot)
     if kind is bool:
         if word is True or word in ("true", "on"):
             return True
@@ -81,8 +81,13 @@ def convert(slot: Field[Any], word: Any) -> Any:
     return value
 
 
+def kind_of(slot: Field[Any]) -> Any:
+    """A field's type, annotated as it is or, after `from __future__ import annotations`, by its name."""
+    return TYPES.get(slot.type, slot.type)
+
+
 def _flag(slot: Field[Any]) -> bool:
-    return slot.type in ("bool", bool)
+    return kind_of(slot) is bool
 
 
 def _required(slot: Field[Any]) -> bool:

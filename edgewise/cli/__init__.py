@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 import click
 
@@ -36,12 +37,21 @@ def main() -> None:
     except OSError as error:
         _stop(f"{error.filename or 'output'}: {error.strerror or error}")
     except (click.Abort, KeyboardInterrupt):
-        click.echo("edgewise: interrupted; --resume continues from what was committed", err=True)
-        sys.exit(130)
+        _stop("interrupted; --resume continues from what was committed", status=130)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        _stop(f"not enough memory ({error}); a smaller batch or width needs less")
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _stop(message: str) -> None:
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch has no type of its own for that on the CPU."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
+
+
+def _stop(message: str, status: int = 2) -> NoReturn:
     with suppress(OSError):  # stderr may be what is full
         click.echo(f"edgewise: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    sys.exit(status)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgewise.cli.progress import show
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.settings import SETTINGS, Setting
 
 
@@ -57,6 +57,7 @@ def run(
     from edgewise.reconcile import overlay
 
     warnings.showwarning = _say  # a note in one line, without file and source line
+    warnings.simplefilter("always", EdgewiseWarning)  # whatever the environment makes of warnings
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
     given = read_toml(config_file) if config_file else {}

@@ -123,8 +123,8 @@ class WSConv2d(nn.Conv2d):
 def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """Group norm with the largest count <= groups that divides `channels` and leaves four channels a group.
 
-    One-channel groups are instance norm, which outputs zeros on a 1x1 map; with two channels a group an 8x8
-    image still did not train at width 8 (LOG.md).
+    One-channel groups are instance norm, which outputs zeros on a 1x1 map; with two a network did not train
+    there either (LOG.md).
     """
     fitting = [g for g in range(1, min(groups, channels // 4) + 1) if channels % g == 0]
     return nn.GroupNorm(max(fitting, default=1), channels, eps=EPS)

@@ -221,8 +221,8 @@ def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
 
 
 def test_build_passes_width_and_norm() -> None:
-    net = build("resnet18", CIFAR, 7, 6, Group(3), 0)
-    assert net.get_parameter("classifier.weight").shape == (7, 48)
+    net = build("resnet18", CIFAR, 7, 12, Group(3), 0)
+    assert net.get_parameter("classifier.weight").shape == (7, 96)
     layer = net.get_submodule("norm")
     assert isinstance(layer, nn.GroupNorm) and layer.num_groups == 3
 

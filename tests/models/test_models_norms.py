@@ -79,14 +79,14 @@ def test_narrow_widths_train(name: str, width: int) -> None:
 
 @every_norm
 def test_normalised_layers_have_zero_mean_and_unit_variance(name: str) -> None:
-    layer = NORMS[name]().layer(6).double()
-    x = 3 * images(5, (6, 7, 7)) + 2
+    layer = NORMS[name]().layer(12).double()
+    x = 3 * images(5, (12, 7, 7)) + 2
     y = layer(x)
     if name == "none":
         assert torch.equal(y, x)
         return
     over = {"batch": (0, 2, 3), "batch-sync": (0, 2, 3), "layer": (1, 2, 3), "instance": (2, 3)}
-    y = y if name in over else y.unflatten(1, (3, 2))  # six channels: three groups of two
+    y = y if name in over else y.unflatten(1, (3, 4))  # twelve channels: three groups of four
     variance, mean = torch.var_mean(y, over.get(name, (2, 3, 4)), correction=0)
     assert torch.allclose(mean, torch.zeros_like(mean), atol=1e-10)
     assert torch.allclose(variance, torch.ones_like(variance), atol=1e-4)
@@ -98,15 +98,19 @@ def test_normalised_layers_have_zero_mean_and_unit_variance(name: str) -> None:
         (1, 32, 1),
         (2, 32, 1),
         (3, 32, 1),
-        (4, 32, 2),
-        (6, 4, 3),
-        (10, 4, 2),
-        (10, 32, 5),
-        (64, 32, 32),
+        (4, 32, 1),
+        (6, 4, 1),
+        (8, 32, 2),
+        (10, 32, 2),
+        (12, 2, 2),
+        (20, 32, 5),
+        (64, 32, 16),
+        (128, 32, 32),
+        (512, 32, 32),
         (64, 8, 8),
     ],
 )
-def test_groups_divide_and_keep_two_channels(channels: int, asked: int, given: int) -> None:
+def test_groups_divide_and_keep_four_channels(channels: int, asked: int, given: int) -> None:
     for norm in (Group(asked), GroupWS(asked)):
         layer = norm.layer(channels)
         assert isinstance(layer, nn.GroupNorm)

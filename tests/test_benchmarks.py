@@ -1,0 +1,139 @@
+"""The benchmark compares like with like: the same work on both sides, in turns, reported with an interval."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgewise.data import Dataset
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import simulate  # noqa: E402 - a script, not a module of the package
+
+CASES = {case.name: case for case in simulate.CASES}
+SAME = [case.name for case in simulate.CASES if not case.differs]
+
+
+@pytest.fixture
+def setup() -> simulate.Setup:
+    """Noise of the digits' shape: 3 devices, 4 examples each a step, a model of width 2."""
+    images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.randint(0, 5, (60,))
+    dataset = Dataset.of("noise", train=(images, labels), test=(images[:5], labels[:5]), classes="abcde")
+    return simulate.Setup(dataset, width=2, devices=3, batch=4)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_both_sides_do_the_same_work(name: str, setup: simulate.Setup) -> None:
+    assert simulate.check(CASES[name], setup)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_other_work_is_noticed(
+    name: str, setup: simulate.Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "MOMENTUM", 0.9001)  # of the bare loop; edgewise has its own by now
+    assert not simulate.check(CASES[name], setup)
+    assert f"{name}: DIFFERENT WORK" in capsys.readouterr().out
+
+
+def test_only_batch_norm_by_device_differs() -> None:
+    assert [case.name for case in simulate.CASES if case.differs] == ["batch"]
+
+
+def test_the_bare_crop_and_flip_moves_whole_images() -> None:
+    """Every image of one colour a column or row keeps its columns and rows together."""
+    image = torch.arange(64, dtype=torch.uint8).add(1).view(1, 1, 8, 8)
+    padded = torch.nn.functional.pad(image, (simulate.PADDING,) * 4)[0, 0]
+    crops = padded.unfold(0, 8, 1).unfold(1, 8, 1).reshape(-1, 8, 8)
+    legal = {tuple(crop.flatten().tolist()) for both in (crops, crops.flip(2)) for crop in both}
+    made = simulate.crop_and_flip(image.expand(500, 3, 8, 8))
+    assert torch.equal(made[:, 0], made[:, 2])
+    seen = {tuple(one.flatten().tolist()) for one in made[:, 0]}
+    assert seen <= legal
+    assert len(seen) > 100  # of 2 * 9 * 9
+
+
+def test_sides_take_turns_in_alternating_order() -> None:
+    calls: list[str] = []
+    sides = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    seconds = simulate.alternate(sides, 3)
+    assert "".join(calls) == "abccbaabc"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_ratio_is_the_median_of_pairs_with_its_interval() -> None:
+    assert simulate.ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])[0] == 3.0
+    assert simulate.ratio([3.0, 6.0, 9.0], [2.0, 4.0, 6.0]) == (1.5, 1.5, 1.5)
+    noisy = np.random.default_rng(1).normal(1.0, 0.1, 100)
+    middle, low, high = simulate.ratio(noisy.tolist(), [1.0] * 100)
+    assert 0.9 < low < middle < high < 1.1
+    assert high - low == pytest.approx(2 * 1.96 * 1.2533 * 0.1 / 10, rel=0.6)  # of a normal's median
+
+
+def play(arguments: list[str], setup: simulate.Setup, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(simulate, "load", lambda: setup.dataset)
+    return simulate.main([*arguments, "--width", "2", "--devices", "3", "--batch", "4", "--rounds", "2"])
+
+
+def test_it_prints_a_line_a_case_and_writes_json(
+    setup: simulate.Setup,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "ratios.json"
+    assert play(["--json", str(file)], setup, monkeypatch) == 0
+    about, *lines = capsys.readouterr().out.splitlines()
+    assert f"torch {torch.__version__}, threads: 1; noise, width 2, 3 devices x 4, 2 rounds" in about
+    assert [line.partition(":")[0] for line in lines] == list(CASES)
+    for line in lines:
+        assert " of bare" in line and " of bare-cl" in line and line.count("(the faster)") == 1
+        assert ("the work differs" in line) == line.startswith("batch:")
+    content = json.loads(file.read_text())
+    assert content["about"] == about
+    assert list(content["cases"]) == list(CASES)
+    case = content["cases"]["fedavg"]
+    assert {side: len(times) for side, times in case["seconds"].items()} == {
+        "edgewise": 2,
+        "bare": 2,
+        "bare-cl": 2,
+    }
+    assert all(low <= middle <= high for middle, low, high in case["ratios"].values())
+
+
+def test_check_times_nothing(
+    setup: simulate.Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "measure", None)
+    assert play(["--check", "--cases", "group", "batch"], setup, monkeypatch) == 0
+    assert "group: the same work" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--width", "--devices", "--batch", "--rounds"])
+def test_zero_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        simulate.main([option, "0"])
+    assert stop.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [None, "."])
+def test_the_data_is_cifar10_or_noise_of_its_shape(
+    where: str | None, setup: simulate.Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEWISE_DATA", raising=False)
+    if where:
+        monkeypatch.setenv("EDGEWISE_DATA", where)
+        monkeypatch.setattr(simulate.data, "load", lambda name: {"cifar10": setup.dataset}[name])
+    dataset = simulate.load()
+    assert dataset.shape == ((1, 8, 8) if where else (3, 32, 32))
+    assert len(dataset.train) == (60 if where else 50_000)
+    assert len(dataset.test) <= 10

@@ -1,0 +1,337 @@
+"""Engines: every way of asking gives the replies of the inline loop, and a device's memory is its own.
+
+At float64 on a skewed split. What the loop itself gives is held to plain PyTorch in tests/test_exact.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edgewise import data, records, rounds
+from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD
+from edgewise.assemble import Parts, assemble
+from edgewise.codecs import CODECS
+from edgewise.config import Config
+from edgewise.data import Dataset
+from edgewise.data.batches import Augment
+from edgewise.data.partition import Labels
+from edgewise.device import Memory, Reply, Task
+from edgewise.engines import Engine, Fused, Inline
+from edgewise.engines.base import Memories
+from edgewise.errors import EdgewiseError
+from edgewise.models import MODELS
+from edgewise.models.norms import NORMS, DeviceBatchNorm2d
+from edgewise.optimizers import SGD
+from edgewise.vector import Mean, State
+
+DEVICES, SIZE = 10, 6
+BOTH = [("resnet18", norm) for norm in NORMS if norm != "batch-sync"] + [("fixup-resnet18", "none")]
+both_ways = pytest.mark.parametrize(("model", "norm"), BOTH)
+every_together = pytest.mark.parametrize("together", [1, 2, 3, 0])  # 3: the last of ten is alone
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return data.load("digits")
+
+
+def config(model: str = "resnet18", norm: str = "group", **settings: object) -> Config:
+    plain = Config(
+        partition=Labels(2),
+        model=model,
+        width=4,
+        norm=NORMS[norm](),
+        algorithm=SyncSGD(SGD(0.05)),
+        devices=DEVICES,
+        batch=SIZE,
+        steps=3,
+        augment=Augment.parse("crop:1,flip"),
+        precision="fp64",
+        eval_every=0,
+        fused="off",
+    )
+    return replace(plain, **settings)
+
+
+def inline(parts: Parts, steps: dict[int, int] | None = None) -> Inline:
+    return Inline(parts.devices, parts.model, parts.work, Memories(parts.config.codec, steps))
+
+
+def fused(parts: Parts, together: int, steps: dict[int, int] | None = None) -> Fused:
+    memories = Memories(parts.config.codec, steps)
+    return Fused(parts.devices, parts.model, parts.work, memories, together=together)
+
+
+def somewhere(parts: Parts) -> State:
+    """Off the start: Fixup's zeros hide its gradient there, and fresh running statistics hide mistakes."""
+    state, generator = parts.model.read(), torch.Generator().manual_seed(1)
+    for vector in (state.params, state.buffers):
+        vector.add_(torch.rand(len(vector), generator=generator).double() - 0.3, alpha=0.1)
+    return state
+
+
+def task_at(parts: Parts, state: State, number: int = 1) -> Task:
+    return Task(number, parts.config.algorithm.sync_every, 1.0, state)
+
+
+def combined(parts: Parts, replies: Sequence[Reply]) -> tuple[State, list[float]]:
+    mean, losses = Mean(parts.model.read()), []
+    for reply in replies:
+        update = parts.config.codec.decode(reply.payload, parts.model.layout.count, torch.float64)
+        mean.add(State(update, reply.buffers), reply.examples)
+        losses += reply.losses
+    return mean.value(), losses
+
+
+def same(one: Reply, two: Reply) -> bool:
+    """Bit for bit."""
+    return replace(one, buffers=two.buffers) == two and torch.equal(one.buffers, two.buffers)
+
+
+# ---- fused is the loop ----
+
+
+@both_ways
+@every_together
+@pytest.mark.parametrize("cohort", [range(DEVICES), (1, 4, 5, 8)], ids=["all", "some"])
+def test_fused_gives_what_the_loop_gives(
+    digits: Dataset, model: str, norm: str, together: int, cohort: Sequence[int]
+) -> None:
+    parts = assemble(config(model, norm), digits)
+    state, places = somewhere(parts), {device: 3 * device for device in range(DEVICES)}
+    kept = state.clone()
+    loop, fast = inline(parts, places), fused(parts, together, places)
+    task = task_at(parts, state)
+    apart, joined = list(loop.ask(task, cohort)), list(fast.ask(task, cohort))
+    (expected, losses), (found, found_losses) = combined(parts, apart), combined(parts, joined)
+    assert torch.allclose(found.params, expected.params, rtol=0, atol=1e-10)
+    assert torch.allclose(found.buffers, expected.buffers, rtol=0, atol=1e-12)
+    assert found_losses == pytest.approx(losses, abs=1e-12)
+    assert norm != "batch" or (expected.buffers - state.buffers).abs().max() > 1e-3
+    assert torch.equal(state.params, kept.params) and torch.equal(state.buffers, kept.buffers)
+    for total in ("examples", "bytes_up"):
+        assert sum(getattr(r, total) for r in joined) == sum(getattr(r, total) for r in apart)
+    assert [d for r in joined for d in r.devices] == [d for r in apart for d in r.devices] == list(cohort)
+    for engine in (loop, fast):
+        engine.memories.commit()
+    assert loop.memories.steps() == fast.memories.steps()
+    parts.model.check()
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "size", "together"),
+    [
+        *((*pair, 20, 3) for pair in BOTH),
+        *(("resnet18", "batch", *pair) for pair in [(64, 1), (32, 2), (6, 10)]),
+    ],
+)
+def test_fused_runs_end_where_the_loop_ends(
+    digits: Dataset, tmp_path: Path, model: str, norm: str, size: int, together: int
+) -> None:
+    """Weights and running statistics after whole runs, with momentum and a sampled cohort."""
+    ends, rows = [], []
+    for fused in ("off", "on"):
+        cfg = config(model, norm, batch=size, fused=fused, cohort=7)
+        rows.append(list(rounds.run(cfg, tmp_path / fused, dataset=digits)))
+        ends.append(load_file(tmp_path / fused / records.MODEL))
+    engine = assemble(cfg, digits).engine()
+    assert isinstance(engine, Fused) and engine.together == together
+    assert_close(ends[1], ends[0])
+    for one, two in zip(*rows, strict=True):
+        for name in ("examples_seen", "bytes_up", "bytes_down"):
+            assert getattr(one, name) == getattr(two, name)
+        assert one.train_loss == pytest.approx(two.train_loss, abs=1e-10)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-10), name
+
+
+def test_fused_leaves_batch_norms_ready_for_one_device(digits: Dataset) -> None:
+    parts = assemble(config(norm="batch"), digits)
+    state = parts.model.read()
+    list(fused(parts, 0).ask(task_at(parts, state), range(DEVICES)))
+    layers = [m for m in parts.model.module.modules() if isinstance(m, DeviceBatchNorm2d)]
+    assert layers and all(layer.devices == 1 for layer in layers)
+    broken = State(state.params, state.buffers)
+    parts.devices[4] = replace(parts.devices[4], indices=torch.tensor([10**6]))
+    with pytest.raises(IndexError):
+        list(fused(parts, 0).ask(task_at(parts, broken), range(DEVICES)))
+    assert all(layer.devices == 1 for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"fused": "auto"}, Fused),
+        ({"fused": "on"}, Fused),
+        ({"fused": "off"}, Inline),
+        ({"fused": "auto", "algorithm": FedAvg()}, Inline),
+    ],
+)
+def test_the_engine_is_chosen_once_and_written_down(
+    digits: Dataset, settings: dict[str, object], kind: type[Engine]
+) -> None:
+    parts = assemble(config(**settings), digits)
+    assert type(parts.engine()) is kind
+    assert parts.config.fused == ("on" if kind is Fused else "off")
+
+
+def test_batch_sync_sees_all_devices_at_once(digits: Dataset) -> None:
+    engine = assemble(config(norm="batch-sync", batch=64, fused="auto"), digits).engine()
+    assert isinstance(engine, Fused) and engine.together == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"fused": "on", "algorithm": FedAvg()}, "fused: cannot be on"),
+        ({"norm": "batch-sync", "fused": "off"}, "lockstep.*fused is off"),
+        ({"norm": "batch-sync", "fused": "auto", "algorithm": FedAvg()}, "lockstep.*several steps"),
+    ],
+)
+def test_what_would_not_be_exact_is_refused(digits: Dataset, settings: dict[str, object], says: str) -> None:
+    norm = str(settings.pop("norm", "group"))
+    with pytest.raises(EdgewiseError, match=says):
+        assemble(config(norm=norm, **settings), digits)
+
+
+# ---- memory: proposed by a reply, changed by a commit ----
+
+ENGINES = {
+    "inline": lambda parts, steps: inline(parts, steps),
+    "fused": lambda parts, steps: fused(parts, 3, steps),
+    "fedavg": lambda parts, steps: inline(parts, steps),
+}
+every_engine = pytest.mark.parametrize("name", ENGINES)
+
+
+def parts_for(name: str, digits: Dataset) -> Parts:
+    algorithm = FedAvg(SGD(0.05), sync_every=2) if name == "fedavg" else SyncSGD(SGD(0.05))
+    return assemble(config(norm="batch", algorithm=algorithm, steps=8), digits)
+
+
+@every_engine
+def test_asking_twice_without_a_commit_gives_the_same_bits(digits: Dataset, name: str) -> None:
+    parts = parts_for(name, digits)
+    task = task_at(parts, parts.model.read())
+    engine = ENGINES[name](parts, None)
+    first = list(engine.ask(task, range(DEVICES)))
+    assert engine.memories.steps() == {}
+    parts.model.params.fill_(7)  # whatever else the model was used for in between
+    parts.model.grads.fill_(7)
+    parts.model.buffers.fill_(7)
+    second = list(engine.ask(task, range(DEVICES)))
+    assert all(same(one, two) for one, two in zip(first, second, strict=True))
+    engine.memories.commit()
+    every = parts.config.algorithm.sync_every
+    assert engine.memories.steps() == {device: every for device in range(DEVICES)}
+    third = list(engine.ask(task, range(DEVICES)))
+    assert not any(same(one, two) for one, two in zip(first, third, strict=True))
+
+
+@every_engine
+def test_a_device_that_is_not_asked_stays_where_it_is(digits: Dataset, name: str) -> None:
+    parts = parts_for(name, digits)
+    every, state = parts.config.algorithm.sync_every, parts.model.read()
+    engine = ENGINES[name](parts, {2: 10, 5: 20})
+    for cohort in ((1, 2), (2, 7)):
+        list(engine.ask(task_at(parts, state), cohort))
+        engine.memories.commit()
+    assert engine.memories.steps() == {1: every, 2: 10 + 2 * every, 5: 20, 7: every}
+
+
+@every_engine
+def test_resuming_at_a_place_gives_what_running_through_gives(digits: Dataset, name: str) -> None:
+    parts = parts_for(name, digits)
+    state = parts.model.read()
+    engine = ENGINES[name](parts, None)
+    for number in range(3):
+        through = list(engine.ask(task_at(parts, state, number), range(DEVICES)))
+        places = engine.memories.steps()
+        engine.memories.commit()
+    resumed = ENGINES[name](parts, places)
+    again = list(resumed.ask(task_at(parts, state, 2), range(DEVICES)))
+    assert all(same(one, two) for one, two in zip(through, again, strict=True))
+
+
+def test_an_answer_proposes_and_changes_nothing(digits: Dataset) -> None:
+    parts = parts_for("fedavg", digits)
+    task, memory = task_at(parts, parts.model.read()), Memory(5, None)
+    state, kept = task.state, task.state.clone()
+    device = parts.devices[3]
+    reply, after = device.answer(task, parts.model, parts.work, memory)
+    again, later = device.answer(task, parts.model, parts.work, memory)
+    assert memory == Memory(5, None) and after == later == Memory(7, None)
+    assert same(reply, again)
+    assert reply.devices == (3,) and reply.examples == 2 * SIZE and len(reply.losses) == 1
+    assert torch.equal(state.params, kept.params) and torch.equal(state.buffers, kept.buffers)
+    parts.model.buffers.zero_()
+    assert reply.buffers.any()  # a copy, not the model's own
+
+
+def test_a_device_trains_on_the_batches_of_its_own_steps(digits: Dataset) -> None:
+    parts = parts_for("fedavg", digits)
+    device = parts.devices[6]
+    found = list(device.batches(parts.feed, 5, 3))
+    expected = [parts.feed.batch(6, device.indices, step) for step in (5, 6, 7)]
+    assert len(found) == 3
+    assert all(
+        torch.equal(a, b) for f, e in zip(found, expected, strict=True) for a, b in zip(f, e, strict=True)
+    )
+    assert set(torch.cat([y for _, y in found]).tolist()) <= {2, 3}  # labels:2: device 6 shares with 1
+
+
+def test_bytes_up_are_payload_and_buffers_of_every_device() -> None:
+    reply = Reply((1, 2, 3), b"12345", torch.zeros(4, dtype=torch.float64), 30, (0.0, 0.0, 0.0))
+    assert reply.bytes_up == 3 * (5 + 4 * 8)
+
+
+# ---- every pair, not every product ----
+
+PAIRS = {
+    *(("resnet18", norm, algorithm, "none") for norm in NORMS for algorithm in ALGORITHMS),
+    *(("resnet18", norm, "sync-sgd", codec) for norm in NORMS for codec in CODECS),
+    *((model, "group", algorithm, codec) for model in MODELS for algorithm in ALGORITHMS for codec in CODECS),
+}
+
+
+@pytest.fixture(scope="module")
+def specks() -> Dataset:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (60, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(60) % 6
+    return Dataset.of("specks", train=(images[:48], labels[:48]), test=(images[48:], labels[48:]))
+
+
+@pytest.mark.parametrize("fused", ["off", "on"])
+@pytest.mark.parametrize("pair", sorted(PAIRS), ids=" ".join)
+def test_every_pair_runs_two_rounds_or_is_refused(
+    specks: Dataset, tmp_path: Path, pair: tuple[str, ...], fused: str
+) -> None:
+    flat = dict(zip(("model", "norm", "algorithm", "codec"), pair, strict=True))
+    sizes = {"devices": 3, "partition": "labels:2", "width": 4, "batch": 4, "lr": 0.01}
+    every = min(2, ALGORITHMS[flat["algorithm"]]().sync_every)
+    cfg = Config.of({**flat, **sizes, "fused": fused, "sync_every": every, "steps": 2 * every})
+    exact = cfg.algorithm.fusable and cfg.codec.lossless
+    if (fused == "on" and not exact) or (fused == "off" and flat["norm"] == "batch-sync"):
+        with pytest.raises(EdgewiseError, match=r"^(fused|norm): "):
+            list(rounds.run(cfg, tmp_path / "run", dataset=specks))
+        return
+    first, last = rounds.run(cfg, tmp_path / "run", dataset=specks)
+    assert math.isfinite(first.train_loss) and math.isfinite(last.train_loss)
+    assert last.accuracy is not None and last.loss is not None
+    start = assemble(cfg, specks).model.module.state_dict()
+    for name, tensor in load_file(tmp_path / "run" / records.MODEL).items():
+        assert tensor.isfinite().all()
+        assert not torch.equal(tensor, start[name]) or flat["model"] == "fixup-resnet18", name

@@ -1,0 +1,110 @@
+"""A round holds one model, however many devices take part: never one a device."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
+from edgewise.assemble import Parts, assemble
+from edgewise.config import Config
+from edgewise.data import Dataset
+from edgewise.optimizers import SGD
+from edgewise.rounds import Progress, _round
+
+GIB = 2**30
+ALGORITHMS = {"sync-sgd": SyncSGD(SGD(0.01)), "fedavg": FedAvg(SGD(0.01), sync_every=1)}
+
+
+@pytest.fixture(scope="module")
+def specks() -> Dataset:
+    images = torch.zeros(80, 1, 4, 4, dtype=torch.uint8)
+    labels = torch.arange(80) % 2
+    return Dataset.of("specks", train=(images, labels), test=(images[:4], labels[:4]))
+
+
+def parts_for(algorithm: Algorithm, devices: int, fused: str, dataset: Dataset) -> Parts:
+    return assemble(
+        Config(devices=devices, width=8, algorithm=algorithm, batch=1, steps=2, eval_every=0, fused=fused),
+        dataset,
+    )
+
+
+def vectors(size: int) -> set[int]:
+    """Where in memory the tensors lie that are as large as a model's parameters."""
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr() for storage in storages if storage.nbytes() >= size}
+
+
+def most_held(parts: Parts) -> tuple[int, float]:
+    """In one round: the most vectors alive beside the model while a device trains, and the peak of Python's
+    own memory (payloads are bytes) in vectors."""
+    size, held = parts.model.params.nbytes, [0]
+    progress = Progress(parts.config.algorithm.start(parts.model.read()))
+    gc.collect()
+    before = vectors(size)
+    hook = parts.model.module.register_forward_hook(lambda *_: held.append(len(vectors(size) - before)))
+    tracemalloc.start()
+    try:
+        _round(parts, parts.engine(), progress)
+        return max(held), tracemalloc.get_traced_memory()[1] / size
+    finally:
+        tracemalloc.stop()
+        hook.remove()
+
+
+@pytest.mark.parametrize(("name", "fused"), [("sync-sgd", "off"), ("sync-sgd", "on"), ("fedavg", "off")])
+def test_a_round_over_many_devices_holds_what_one_over_few_holds(
+    specks: Dataset, name: str, fused: str
+) -> None:
+    few, many = (most_held(parts_for(ALGORITHMS[name], devices, fused, specks)) for devices in (3, 12))
+    assert few[0] == many[0] <= 4
+    assert few[1] >= 1  # a payload was seen
+    assert many[1] < few[1] + 1
+
+
+# The round's own process: it counts from where the data is loaded and PyTorch has trained once, before there
+# is a model. The high-water mark is that of the address space (VmHWM): ru_maxrss would be inherited from
+# the process that starts this one.
+ROUND = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from edgewise import data, rounds
+from edgewise.config import Config
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+digits = data.load("digits")
+flat = {"devices": 1000, "batch": 1, "steps": 1, "fused": "off", "algorithm": sys.argv[1], "sync_every": 1}
+small = Config.of({**flat, "devices": 2, "width": 4})
+list(rounds.run(small, Path(sys.argv[2]) / "small", dataset=digits))
+before = status("VmRSS")
+(row,) = rounds.run(Config.of({**flat, "width": 64}), Path(sys.argv[2]) / "large", dataset=digits)
+assert row.bytes_up > 1000 * 4 * 11_000_000, row.bytes_up
+print(before, status("VmHWM"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_thousand_devices_with_resnet18_fit_two_gib(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", ROUND, name, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, peak = map(int, done.stdout.split())
+    print(f"{name}: {before / GIB:.2f} GiB before, {peak / GIB:.2f} at the peak")
+    assert peak - before < 2 * GIB, f"{(peak - before) / GIB:.2f} GiB"

@@ -1,0 +1,334 @@
+"""A whole run, small: what it writes down, what it repeats bit for bit, and where it stops."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgewise import data, models, records
+from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.assemble import assemble
+from edgewise.config import Config, read_toml
+from edgewise.data import Dataset
+from edgewise.data.partition import Labels
+from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.evaluate import evaluate
+from edgewise.models.norms import Batch, Group
+from edgewise.optimizers import SGD
+from edgewise.records import Checkpoint
+from edgewise.rounds import Round, cohort, run, total_rounds
+from edgewise.schedules import Plateau
+from edgewise.vector import FlatModel, Layout
+
+TINY = Config(devices=4, batch=8, width=4, steps=5, eval_every=2)
+FIXUP = "fixup-resnet18"
+CONTRACT = {"round", "step", "examples_seen", "lr", "train_loss", "bytes_up", "bytes_down", "seconds"}
+EVALUATED = {"accuracy", "loss", "per_class"}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all the trimmings, to look at and not to touch."""
+    out = tmp_path_factory.mktemp("run") / "new" / "folder"
+    algorithm = FedAvg(SGD(lr=0.05), sync_every=3)
+    config = replace(TINY, algorithm=algorithm, norm=Batch(), steps=11, cohort=0.5, warmup_epochs=0.1)
+    assert len(list(run(config, out))) == 4
+    return out
+
+
+def played(config: Config, out: Path, **options: Any) -> tuple[list[dict[str, Any]], str]:
+    """The rounds without what the clock says, and the digest of the model."""
+    for _ in run(config, out, **options):
+        pass
+    summary = records.summary(out)
+    assert summary is not None
+    return [{**row, "seconds": 0} for row in records.rows(out)], summary["model_digest"]
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def strict(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=no_constant) for line in path.read_text().splitlines()]
+
+
+# ---- what is written down ----
+
+
+def test_rounds_jsonl_keeps_its_contract(finished: Path) -> None:
+    rows = strict(finished / records.ROUNDS)
+    assert [set(row) - EVALUATED for row in rows] == [CONTRACT] * 4
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [3, 6, 9, 11]
+    assert [row["examples_seen"] for row in rows] == [step * 8 * 2 for step in (3, 6, 9, 11)]
+    # Half of four devices, each with all parameters and buffers in four bytes.
+    model = load_file(finished / records.MODEL)
+    sent = 2 * 4 * sum(tensor.numel() for tensor in model.values())
+    assert [(row["bytes_up"], row["bytes_down"]) for row in rows] == [(sent, sent)] * 4
+    assert all(0 < row["train_loss"] < 10 and row["seconds"] > 0 for row in rows)
+    # A tenth of an epoch of 1,438 examples, 16 a step, is 9 steps of warm-up from a tenth of 0.05.
+    share = 0.1 * 1438 / 16
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [0.05 * min(1, 0.1 + 0.9 * done / share) for done in (0, 3, 6, 9)]
+    )
+
+
+def test_rounds_are_evaluated_when_they_are_due_and_at_the_end(finished: Path, tmp_path: Path) -> None:
+    rows = strict(finished / records.ROUNDS)
+    assert [bool(set(row) & EVALUATED) for row in rows] == [False, True, False, True]
+    assert all(set(row) >= EVALUATED for row in rows[1::2])
+    for every, expected in {0: [5], 3: [3, 5], 5: [5], 9: [5]}.items():
+        rounds = list(run(replace(TINY, eval_every=every), tmp_path / str(every)))
+        assert [row.round for row in rounds if row.accuracy is not None] == expected
+
+
+def test_what_is_yielded_is_what_is_written(tmp_path: Path) -> None:
+    rounds = list(run(TINY, tmp_path))
+    assert all(isinstance(row, Round) for row in rounds)
+    assert [json.loads(json.dumps(row.row())) for row in rounds] == records.rows(tmp_path)
+
+
+def test_summary_json_keeps_its_contract(finished: Path) -> None:
+    (summary,) = [json.loads((finished / records.SUMMARY).read_text(), parse_constant=no_constant)]
+    rows = records.rows(finished)
+    evaluated = [row["accuracy"] for row in rows if "accuracy" in row]
+    assert set(summary) >= records.SUMMARISED | {"per_device"}
+    assert summary["accuracy"] == evaluated[-1]
+    assert summary["best_accuracy"] == max(evaluated)
+    assert summary["last10_accuracy"] == pytest.approx(sum(evaluated) / len(evaluated))
+    assert summary["per_class"] == rows[-1]["per_class"] and len(summary["per_class"]) == 10
+    assert (summary["steps"], summary["rounds"], summary["examples_seen"]) == (11, 4, 11 * 8 * 2)
+    for name in ("bytes_up", "bytes_down", "seconds"):
+        assert summary[name] == pytest.approx(sum(row[name] for row in rows), abs=0.01)
+    assert 0 <= summary["per_device"]["worst"] <= summary["per_device"]["mean"] <= 1
+
+
+def test_last10_is_of_the_last_ten_evaluations(tmp_path: Path) -> None:
+    rows, _ = played(replace(TINY, steps=13, eval_every=1), tmp_path)
+    accuracies = [row["accuracy"] for row in rows]
+    assert len(set(accuracies)) > 3
+    summary = records.summary(tmp_path) or {}
+    assert summary["last10_accuracy"] == pytest.approx(sum(accuracies[3:]) / 10)
+    assert summary["best_accuracy"] == max(accuracies)
+
+
+def test_config_toml_leaves_nothing_open(finished: Path, tmp_path: Path) -> None:
+    config = Config.of(read_toml(finished / records.CONFIG))
+    given = {name for name, value in config.flat().items() if value not in (None, "auto")}
+    left = set(config.flat()) - given
+    assert left == {"data_dir", "epochs", "warmup_lr"}  # of which none is decided by the run
+    list(run(Config(devices=4, batch=350, width=4), tmp_path))
+    chosen = read_toml(tmp_path / records.CONFIG)
+    assert (chosen["epochs"], chosen["eval_every"], chosen["fused"]) == (10.0, 1, "on")
+    assert (chosen["accelerator"], chosen["augment"]) == ("cpu", "none")
+
+
+def test_the_written_config_gives_the_same_run(finished: Path, tmp_path: Path) -> None:
+    rows, digest = played(Config.of(read_toml(finished / records.CONFIG)), tmp_path)
+    assert digest == (records.summary(finished) or {})["model_digest"]
+    assert rows == [{**row, "seconds": 0} for row in records.rows(finished)]
+
+
+@pytest.mark.parametrize(
+    ("model", "norm"), [("resnet18", Group()), ("resnet18", Batch()), ("fixup-resnet18", Group())]
+)
+def test_the_model_file_is_the_model(tmp_path: Path, digits: Dataset, model: str, norm: Any) -> None:
+    config = replace(TINY, model=model, norm=norm)
+    played(config, tmp_path)
+    module = models.build(model, digits.shape, 10, config.width, norm, seed=1)
+    module.load_state_dict(load_file(tmp_path / records.MODEL), strict=True)
+    parts = assemble(config, digits)
+    flat = FlatModel(module, Layout.of(module, parts.model.layout.fingerprint))
+    summary = records.summary(tmp_path) or {}
+    found = evaluate(flat, digits.test, parts.feed, 10)
+    assert found.accuracy == summary["accuracy"] and list(found.per_class) == summary["per_class"]
+    assert flat.read().digest(flat.layout) == summary["model_digest"]
+
+
+def test_partition_csv_tells_who_holds_what(tmp_path: Path, digits: Dataset) -> None:
+    list(run(replace(TINY, devices=5, partition=Labels(2), steps=1), tmp_path))
+    head, *lines = [line.split(",") for line in (tmp_path / records.PARTITION).read_text().splitlines()]
+    assert head == ["device", "examples", *digits.classes]
+    table = torch.tensor([[int(word) for word in line] for line in lines])
+    assert table[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(table[:, 1], table[:, 2:].sum(1))
+    assert torch.equal(table[:, 2:].sum(0), torch.bincount(digits.train.labels))
+    assert [row.nonzero().flatten().tolist() for row in table[:, 2:]] == [
+        [2 * d, 2 * d + 1] for d in range(5)
+    ]
+
+
+def test_the_length_of_a_run_is_known_from_its_folder(finished: Path, tmp_path: Path) -> None:
+    assert total_rounds(finished) == 4
+    rounds = list(run(Config(devices=4, batch=40, width=4, epochs=0.5), tmp_path))
+    assert total_rounds(tmp_path) == len(rounds) == round(0.5 * 1438 / 160)
+
+
+# ---- bit for bit ----
+
+WAYS = {
+    "sync-sgd": TINY,
+    "loop": replace(TINY, fused="off"),
+    "batch norm": replace(TINY, norm=Batch(), partition=Labels(3)),
+    "fedavg": replace(TINY, algorithm=FedAvg(sync_every=2), norm=Batch()),
+    "cohort": replace(TINY, algorithm=FedAvg(sync_every=2, server_momentum=0.5), cohort=0.5),
+    "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
+    "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
+    "fixup": replace(TINY, model=FIXUP),
+}
+
+
+@pytest.mark.parametrize("config", WAYS.values(), ids=WAYS)
+def test_a_seed_repeats_a_run_and_another_does_not(config: Config, tmp_path: Path) -> None:
+    first = played(config, tmp_path / "first")
+    assert played(config, tmp_path / "again") == first
+    rows, digest = played(replace(config, seed=1), tmp_path / "other")
+    assert digest != first[1] and rows != first[0]
+
+
+def test_the_cohort_is_addressed_by_its_round() -> None:
+    config = replace(TINY, devices=20, cohort=6.0)
+    asked = [list(cohort(config, number)) for number in range(1, 40)]
+    assert asked == [list(cohort(config, number)) for number in range(1, 40)]
+    assert all(len(set(ids)) == 6 and ids == sorted(ids) for ids in asked)
+    assert {id for ids in asked for id in ids} == set(range(20))
+    assert len({tuple(ids) for ids in asked}) > 30
+    assert asked != [list(cohort(replace(config, seed=1), number)) for number in range(1, 40)]
+    assert list(cohort(TINY, 1)) == [0, 1, 2, 3]
+
+
+# ---- where it stops ----
+
+SPOILT = """
+import torch
+from torch import nn
+
+class Spoilt(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(shape[0] * shape[1] * shape[2], classes)
+        self.zero = nn.Parameter(torch.zeros(1))
+
+def white(shape, classes):
+    class Model(Spoilt):
+        def forward(self, x):  # not a number for an image that is all white
+            return torch.where(x.flatten(1).amin(1, keepdim=True) > 1, torch.nan, self.layer(x.flatten(1)))
+    return Model(shape, classes)
+
+def steep(shape, classes):
+    class Model(Spoilt):
+        def forward(self, x):  # finite, with a gradient that is not
+            return self.layer(x.flatten(1)) + self.zero.sqrt()
+    return Model(shape, classes)
+
+def huge(shape, classes):
+    class Model(Spoilt):
+        def forward(self, x):  # infinite in evaluation only
+            return self.layer(x.flatten(1)) * (1 if self.training else torch.inf)
+    return Model(shape, classes)
+"""
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spoilt_models.py").write_text(SPOILT)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("spoilt")
+@pytest.mark.parametrize("algorithm", [SyncSGD(), FedAvg(sync_every=1)], ids=["fused", "loop"])
+def test_a_loss_that_is_no_number_names_the_device(algorithm: Any, tmp_path: Path, digits: Dataset) -> None:
+    config = replace(TINY, devices=10, partition=Labels(1), cohort=0.3, steps=50)
+    config = replace(config, model="spoilt_models:white", algorithm=algorithm)
+    asked = [cohort(config, number) for number in range(1, 51)]
+    when = [next(number for number, ids in enumerate(asked, 1) if device in ids) for device in range(10)]
+    first = max(when)
+    spoilt = when.index(first)  # the device that is asked last, and not the first of its cohort
+    assert first > 2 and asked[first - 1].index(spoilt) > 0
+    images = digits.train.images.clone()
+    images[digits.train.labels == spoilt] = 255
+    white = replace(digits, train=replace(digits.train, images=images))
+    says = rf"^round {first}, device {spoilt}: the loss is nan; training diverged"
+    with pytest.raises(EdgewiseError, match=says):
+        list(run(config, tmp_path / "run", dataset=white, checkpoint_seconds=0))
+    kept = Checkpoint.load(tmp_path / "run" / records.CHECKPOINT)
+    assert kept.note["round"] == first - 1 == len(records.rows(tmp_path / "run"))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
+    with pytest.raises(EdgewiseError, match=says):
+        list(run(config, tmp_path / "run", dataset=white, resume=True))
+
+
+def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:
+    config = replace(TINY, algorithm=SyncSGD(SGD(lr=1e6)), steps=20, eval_every=0)
+    with pytest.raises(
+        EdgewiseError, match=r"^round \d+, device \d: the loss is (nan|inf); training diverged"
+    ):
+        list(run(config, tmp_path, checkpoint_seconds=0))
+    kept = Checkpoint.load(tmp_path / records.CHECKPOINT)
+    assert len(strict(tmp_path / records.ROUNDS)) == kept.note["round"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
+
+
+@pytest.mark.usefixtures("spoilt")
+@pytest.mark.parametrize(("steps", "every", "seconds"), [(1, 0, 9), (5, 1, 9), (5, 0, 0)])
+def test_a_model_that_is_no_longer_finite_is_not_kept(
+    steps: int, every: int, seconds: int, tmp_path: Path
+) -> None:
+    config = replace(TINY, model="spoilt_models:steep", steps=steps, eval_every=every)
+    with pytest.raises(EdgewiseError, match=r"^round 1: the model is no longer finite; training diverged"):
+        list(run(config, tmp_path / "run", checkpoint_seconds=seconds))
+    assert not (tmp_path / "run" / records.CHECKPOINT).exists()
+    assert records.summary(tmp_path / "run") is None
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_a_test_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    rounds = list(run(replace(TINY, model="spoilt_models:huge"), tmp_path / "run"))
+    rows = strict(tmp_path / "run" / records.ROUNDS)
+    assert [set(row) & EVALUATED for row in rows if "accuracy" in row] == [{"accuracy", "per_class"}] * 3
+    assert rounds[-1].loss is None and rounds[-1].accuracy is not None
+
+
+def test_a_folder_with_a_run_is_not_written_over(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(EdgewiseError, match="holds a run already"):
+        list(run(replace(TINY, data="nosuch"), finished))  # said before anything is loaded
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
+    for wrong in (
+        {"data": "nosuch"},
+        {"model": "nosuch"},
+        {"partition": Labels(11)},
+        {"fused": "on", "algorithm": FedAvg()},
+    ):
+        with pytest.raises(EdgewiseError):
+            list(run(replace(TINY, **wrong), tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan])
+def test_the_time_between_checkpoints_is_a_time(seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(EdgewiseError, match=r"^checkpoint_seconds: "):
+        next(run(TINY, tmp_path, checkpoint_seconds=seconds))
+
+
+def test_a_batch_beyond_a_device_s_data_wraps_and_is_said(tmp_path: Path) -> None:
+    with pytest.warns(
+        EdgewiseWarning, match=r"^batch: 400 is more than device 0 holds \(360 examples\)"
+    ) as said:
+        rounds = list(run(replace(TINY, batch=400, steps=2), tmp_path))
+    assert len(said) == 1
+    assert rounds[-1].examples_seen == 2 * 4 * 400
