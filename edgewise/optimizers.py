@@ -18,6 +18,7 @@ class SGD:
 
     Fixup's scalars ("scalar" in the layout) learn at `lr * scalar_share`, which `lr_scale` (the growth of
     the learning rate with the batch) leaves alone: https://arxiv.org/abs/1901.09321 and its training code.
+    What a model holds frozen ("frozen" in the layout) stays as it is.
     """
 
     lr: float = 0.1
@@ -44,9 +45,10 @@ class SGD:
 
     def rates(self, layout: Layout) -> list[tuple[slice, float]]:
         """Learning rate by stretch of the vector; neighbours at the same rate are one stretch."""
+        shares = {"scalar": self.scalar_share, "frozen": 0.0}
         rates: list[tuple[slice, float]] = []
         for kind, stretch in layout.segments:
-            rate = self.lr * (self.scalar_share if kind == "scalar" else self.lr_scale)
+            rate = self.lr * shares.get(kind, self.lr_scale)
             if rates and rates[-1][1] == rate:
                 rates[-1] = (slice(rates[-1][0].start, stretch.stop), rate)
             else:

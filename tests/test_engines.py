@@ -236,6 +236,7 @@ def test_asking_twice_without_a_commit_gives_the_same_bits(digits: Dataset, name
     engine.memories.commit()
     every = parts.config.algorithm.sync_every
     assert engine.memories.steps() == {device: every for device in range(DEVICES)}
+    assert engine.memories.pending == {}
     third = list(engine.ask(task, range(DEVICES)))
     assert not any(same(one, two) for one, two in zip(first, third, strict=True))
 

@@ -173,17 +173,19 @@ def torch_sgd(module: nn.Module, sgd: SGD) -> torch.optim.SGD:
 def test_sync_sgd_is_plain_sgd_on_the_concatenated_batch(
     digits: Dataset, tmp_path: Path, model: str, norm: str, fused: str
 ) -> None:
-    """Weights and, with batch-sync, running statistics: after four rounds, momentum and decay included."""
+    """Weights and, with batch-sync, running statistics: after four rounds with momentum, decay and cosine."""
     sgd = SGD(0.05, momentum=0.9, weight_decay=0.01, lr_scale=2.0)
-    cfg = config(model, norm, algorithm=SyncSGD(sgd), fused=fused)
+    cfg = config(model, norm, algorithm=SyncSGD(sgd), fused=fused, schedule=Cosine())
     parts = assemble(cfg, digits)
     module = plain_model(parts)
     optimizer = torch_sgd(module, sgd)
+    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: Cosine().factor(step / STEPS, {}))
     for step in range(STEPS):
         x, y = joint(parts, step)
         optimizer.zero_grad()
         F.cross_entropy(module(x), y).backward()
         optimizer.step()
+        cosine.step()
     assert_close(trained(cfg, tmp_path / "run", digits), module.state_dict(), 1e-10)
 
 

@@ -36,11 +36,11 @@ def parts_for(algorithm: Algorithm, devices: int, fused: str, dataset: Dataset) 
     )
 
 
-def vectors(size: int) -> set[int]:
-    """Where in memory the tensors lie that are as large as a model's parameters."""
+def new_vectors(size: int) -> int:
+    """How many stretches of memory as large as a model's parameters were taken since `gc.freeze`."""
     tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage.data_ptr() for storage in storages if storage.nbytes() >= size}
+    return len({storage.data_ptr() for storage in storages if storage.nbytes() >= size})
 
 
 def most_held(parts: Parts) -> tuple[int, float]:
@@ -48,15 +48,17 @@ def most_held(parts: Parts) -> tuple[int, float]:
     own memory (payloads are bytes) in vectors."""
     size, held = parts.model.params.nbytes, [0]
     progress = Progress(parts.config.algorithm.start(parts.model.read()))
+    engine = parts.engine()
+    hook = parts.model.module.register_forward_hook(lambda *_: held.append(new_vectors(size)))
     gc.collect()
-    before = vectors(size)
-    hook = parts.model.module.register_forward_hook(lambda *_: held.append(len(vectors(size) - before)))
+    gc.freeze()  # what is there now is not seen by get_objects
     tracemalloc.start()
     try:
-        _round(parts, parts.engine(), progress)
+        _round(parts, engine, progress)
         return max(held), tracemalloc.get_traced_memory()[1] / size
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
         hook.remove()
 
 

@@ -103,3 +103,20 @@ def test_rates_by_kind() -> None:
         (slice(9, 14), 1.0),
     ]
     assert SGD(lr=0.5, lr_scale=0.1).rates(layout) == [(slice(0, 14), 0.05)]
+
+
+def test_what_is_frozen_stays_whatever_the_decay() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    module[0].requires_grad_(False)
+    flat = FlatModel(module, Layout.of(module))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    sgd = SGD(0.1, momentum=0.9, weight_decay=0.1)
+    momentum = sgd.start(flat.params)
+    for _ in range(3):
+        flat.grads.zero_()
+        flat(torch.randn(5, 3)).square().sum().backward()
+        sgd.step(flat.params, flat.grads, momentum, 1.0, flat.layout)
+    flat.check()
+    moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"1.weight", "1.bias"}
+    assert [kind for kind, _ in flat.layout.segments] == ["bias", "frozen", "weight"]

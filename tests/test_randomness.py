@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import torch
 
 from edgewise import randomness
@@ -13,18 +10,10 @@ from edgewise.rounds import cohort
 
 
 def test_keys_are_these_on_every_machine() -> None:
+    """Python's own hash is salted and would differ in every process."""
     # int(hashlib.sha256(b"0/order/3/7").hexdigest()[:16], 16) >> 1
     assert randomness.key(0, "order", 3, 7) == 9048469173600927644
     assert randomness.key(1, "model") == 7106251203457848028
-
-
-def test_keys_do_not_depend_on_pythons_salt() -> None:
-    script = "from edgewise import randomness; print(randomness.key(5, 'cohort', 2, 9))"
-    for salt in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", script], env={"PYTHONHASHSEED": salt}, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == str(randomness.key(5, "cohort", 2, 9)), done.stderr
 
 
 def test_every_part_of_an_address_counts() -> None:

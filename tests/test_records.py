@@ -73,10 +73,10 @@ while True:
 
 
 def test_a_kill_between_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
-    for moment in range(8):
+    for moment in range(5):
         writer = start(folder=tmp_path, program=WRITER)
         until((tmp_path / "file").exists)
-        time.sleep(0.0031 * moment)
+        time.sleep(0.0053 * moment)
         writer.send(signal.SIGKILL)
         assert writer.wait().status == -signal.SIGKILL
         assert (tmp_path / "file").read_text() in ("a" * 1_000_000, "b" * 1_000_000)

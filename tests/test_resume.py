@@ -15,7 +15,7 @@ from command import Done, Running, edgewise, start, until
 from edgewise import data, records
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.config import Config
-from edgewise.data import Dataset
+from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import Batch
@@ -131,7 +131,7 @@ def test_a_changed_setting_is_named(change: dict[str, Any], tmp_path: Path) -> N
 
 def test_other_data_is_noticed_on_resuming(tmp_path: Path, digits: Dataset) -> None:
     next(run(TINY, tmp_path, dataset=digits))
-    fewer = replace(digits, train=type(digits.train)(digits.train.images[:900], digits.train.labels[:900]))
+    fewer = replace(digits, train=Split(digits.train.images[:900], digits.train.labels[:900]))
     with pytest.raises(EdgewiseError, match=r"partition\.csv: devices held other examples"):
         next(run(TINY, tmp_path, dataset=fewer, resume=True))
 

@@ -14,7 +14,7 @@ from edgewise import data, models, records
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.assemble import assemble
 from edgewise.config import Config, read_toml
-from edgewise.data import Dataset
+from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import evaluate
@@ -123,12 +123,13 @@ def test_last10_is_of_the_last_ten_evaluations(tmp_path: Path) -> None:
     assert summary["best_accuracy"] == max(accuracies)
 
 
-def test_config_toml_leaves_nothing_open(finished: Path, tmp_path: Path) -> None:
+def test_config_toml_leaves_nothing_open(finished: Path, tmp_path: Path, digits: Dataset) -> None:
     config = Config.of(read_toml(finished / records.CONFIG))
     given = {name for name, value in config.flat().items() if value not in (None, "auto")}
     left = set(config.flat()) - given
     assert left == {"data_dir", "epochs", "warmup_lr"}  # of which none is decided by the run
-    list(run(Config(devices=4, batch=350, width=4), tmp_path))
+    few = replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
+    assert len(list(run(Config(devices=4, batch=40, width=4), tmp_path, dataset=few))) == 10
     chosen = read_toml(tmp_path / records.CONFIG)
     assert (chosen["epochs"], chosen["eval_every"], chosen["fused"]) == (10.0, 1, "on")
     assert (chosen["accelerator"], chosen["augment"]) == ("cpu", "none")

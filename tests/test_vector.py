@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edgewise.errors import EdgewiseError
 from edgewise.models import MODELS, build
 from edgewise.models.kinds import kinds
 from edgewise.models.norms import NORMS, Group
@@ -309,6 +312,22 @@ def test_mean_is_the_weighted_mean() -> None:
 def test_the_mean_of_nothing_is_refused() -> None:
     with pytest.raises(RuntimeError, match="no updates"):
         Mean(State(torch.zeros(1), torch.zeros(0))).value()
+
+
+@pytest.mark.parametrize("name", ["empty", "frozen"])
+def test_a_model_with_nothing_to_train_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "from torch import nn",
+        "def empty(shape, classes): return nn.Flatten()",
+        "def frozen(shape, classes): return nn.Linear(4, classes).requires_grad_(False)",
+    ]
+    (tmp_path / "still_models_of_test.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    with pytest.raises(EdgewiseError, match="has nothing to train"):
+        build(f"still_models_of_test:{name}", SHAPE, 3, 4, Group(), seed=0)
 
 
 def test_every_listed_model_is_covered() -> None:

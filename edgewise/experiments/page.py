@@ -52,7 +52,7 @@ def _page(plan: Plan, summaries: dict[str, dict[str, Any]]) -> str:
     lines = [
         f"# {figure.title}",
         "",
-        f"{figure.source} of the reference, at {plan.scale} scale: {subtitle(plan)}.",
+        f"{figure.source} of the reference: {subtitle(plan)}.",
         "",
         f"The reference: {figure.statement}",
         "",

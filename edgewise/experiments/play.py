@@ -93,6 +93,7 @@ def _start(job: Job, out: Path) -> Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,  # a Ctrl-C at the terminal reaches it once, from `_stop`
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     return job
@@ -114,7 +115,8 @@ def _ended(job: Job, console: Console) -> bool:
         return False
     if status != 0:
         lines = job.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise EdgewiseError(f"run {job.name} stopped with status {status}: {lines[-1]} (see {job.log})")
+        words = [line for line in lines if line.startswith("edgewise: ")] or lines
+        raise EdgewiseError(f"run {job.name} stopped with status {status}: {words[-1]} (see {job.log})")
     summary = records.summary(job.folder) or {}
     if not console.is_terminal:
         console.print(f"{job.name}: accuracy {summary['accuracy']:.1%} in {summary['seconds']:.0f} s")

@@ -28,7 +28,8 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
     `classes`, and with `width` and `norm` if it has parameters of these names. Initial weights come from
     PyTorch's generator, seeded for this seed and the purpose "model"; the caller's generator is left as it
     was.
-    EdgewiseError for an unknown name, a width below 1, or a function that fails or returns no nn.Module.
+    EdgewiseError for an unknown name, a width below 1, or a function that fails or returns no nn.Module
+    with something to train.
     """
     if width < 1:
         raise EdgewiseError(f"model {name}: width is {width}; it must be 1 or more")
@@ -45,6 +46,8 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
         raise EdgewiseError(
             f"model {name}: returned {type(model).__name__}; it must return a torch.nn.Module"
         )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise EdgewiseError(f"model {name}: has nothing to train; some parameter must require a gradient")
     return model
 
 

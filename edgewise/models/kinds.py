@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from edgewise.errors import EdgewiseError
 
-KINDS = ("weight", "bias", "norm", "scalar")
+KINDS = ("weight", "bias", "norm", "scalar", "frozen")
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -15,11 +15,13 @@ def kind(model: nn.Module, parameter_name: str) -> str:
     """The kind of one parameter, one of `KINDS`.
 
     norm: affine parameters of a normalisation layer; bias: other 1-D biases; scalar: what a model says
-    is one (Fixup's biases and scales); weight: the rest. A model overrides with a method
-    `parameter_kind(name) -> str | None`, where None leaves the answer to these rules. AttributeError for a
-    name the model lacks, EdgewiseError for a kind that does not exist.
+    is one (Fixup's biases and scales); frozen: what requires no gradient, and so stays as it is; weight: the
+    rest. A model overrides with a method `parameter_kind(name) -> str | None`, where None leaves the answer
+    to these rules. AttributeError for a name the model lacks, EdgewiseError for a kind that does not exist.
     """
     parameter = model.get_parameter(parameter_name)
+    if not parameter.requires_grad:
+        return "frozen"
     override = getattr(model, "parameter_kind", None)
     chosen = override(parameter_name) if callable(override) else None
     if chosen is not None:
