@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
 
 
@@ -27,6 +28,10 @@ class SGD:
     nesterov: bool = False
     lr_scale: float = 1.0
     scalar_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scalar_share < float("inf"):
+            raise EdgewiseError(f"sgd: scalar_share is {self.scalar_share:g}; legal: 0 or more")
 
     def start(self, params: Tensor) -> Tensor:
         """The momentum (P,) before the first step; empty when there is none to keep."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from edgewise.errors import EdgewiseError
+
 Note = dict[str, Any]
 
 
@@ -47,6 +49,12 @@ class Plateau:
     patience: int = 10
     threshold: float = 1e-4
     START: ClassVar[Note] = {"scale": 1.0, "best": 0.0, "waited": 0}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.drop < 1:
+            raise EdgewiseError(f"schedule: drop is {self.drop:g}; legal: above 0 and below 1")
+        if self.patience < 0:
+            raise EdgewiseError(f"schedule: patience is {self.patience}; legal: 0 or more evaluations")
 
     def factor(self, progress: float, note: Note) -> float:
         return float(note.get("scale", 1.0))

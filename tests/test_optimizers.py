@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgewise.errors import EdgewiseError
 from edgewise.models import build
 from edgewise.models.kinds import kinds
 from edgewise.models.norms import NORMS
@@ -120,3 +121,9 @@ def test_what_is_frozen_stays_whatever_the_decay() -> None:
     moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"1.weight", "1.bias"}
     assert [kind for kind, _ in flat.layout.segments] == ["bias", "frozen", "weight"]
+
+
+@pytest.mark.parametrize("share", [-0.1, float("nan"), float("inf")])
+def test_a_scalar_share_that_makes_no_sense_is_refused(share: float) -> None:
+    with pytest.raises(EdgewiseError, match="scalar_share is"):
+        SGD(scalar_share=share)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from edgewise.errors import EdgewiseError
 from edgewise.schedules import SCHEDULES, Constant, Cosine, Note, Plateau, Schedule, Warmup
 
 EVERY = [*(kind() for kind in SCHEDULES.values()), Warmup(Cosine(), 0.2), Warmup(Plateau(patience=1), 0.2)]
@@ -98,3 +100,9 @@ def test_warmup_passes_evaluations_on() -> None:
     dropped = warm.observe(note, 0.2)
     assert warm.factor(0.5, dropped) == pytest.approx(0.1)
     assert warm.factor(0.05, dropped) == pytest.approx(0.55)  # the line is the line
+
+
+@pytest.mark.parametrize("bad", [{"drop": 0.0}, {"drop": 1.0}, {"drop": float("nan")}, {"patience": -1}])
+def test_a_plateau_that_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(EdgewiseError, match=f"schedule: {next(iter(bad))} is"):
+        Plateau(**bad)
