@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgewise import data, models, specs
+from edgewise import data, models
 from edgewise.allocator import keep_freed_memory
 from edgewise.config import Config
 from edgewise.data import Dataset
@@ -24,7 +24,7 @@ from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.base import Memories
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
-from edgewise.models.norms import NORMS, BatchSync, batch_coupled
+from edgewise.models.norms import BatchSync, batch_coupled
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
 
@@ -127,7 +127,7 @@ def _model(config: Config, dataset: Dataset) -> FlatModel:
     norm = config.norm
     module = models.build(config.model, dataset.shape, len(dataset.classes), config.width, norm, config.seed)
     module = module.to(config.accelerator, DTYPES[config.precision])
-    fingerprint = f"{config.model} width={config.width} norm={specs.text(NORMS, norm)} {norm!r}"
+    fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     return FlatModel(module, Layout.of(module, fingerprint), autocast)
 

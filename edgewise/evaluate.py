@@ -39,13 +39,15 @@ def evaluate(model: FlatModel, split: Split, feed: Feed, classes: int) -> Evalua
     return Evaluation(float(right.sum() / seen.sum()), loss / len(split), recall)
 
 
-def per_device(per_class: tuple[float | None, ...], counts: Tensor) -> list[float]:
+def per_device(per_class: tuple[float | None, ...], counts: Tensor) -> list[float | None]:
     """The accuracy that each device would see: recall weighted by its mix of classes, `counts` (D, classes).
 
     One model for all, so nothing needs to run again: a device with classes 0 and 1 in equal parts sees the
-    mean of their recalls. Classes without test examples are left out.
+    mean of their recalls. Classes without test examples are left out; None for a device that has no others.
     """
     known = torch.tensor([value is not None for value in per_class])
     recall = torch.tensor([value or 0.0 for value in per_class])
     weights = counts.float() * known
-    return [float(v) for v in (weights @ recall) / weights.sum(1).clamp(min=1)]
+    seen = weights.sum(1)
+    shares = ((weights @ recall) / seen.clamp(min=1)).tolist()
+    return [share if count else None for share, count in zip(shares, seen.tolist(), strict=True)]

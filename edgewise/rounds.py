@@ -266,13 +266,14 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
     evaluated = [row for row in rows if "accuracy" in row]
     last, accuracies = evaluated[-1], [row["accuracy"] for row in evaluated]
     tail = accuracies[-10:]
-    devices = per_device(tuple(last["per_class"]), parts.held)
+    devices = [share for share in per_device(tuple(last["per_class"]), parts.held) if share is not None]
     return {
         "accuracy": last["accuracy"],
         "best_accuracy": max(accuracies),
         "last10_accuracy": sum(tail) / len(tail),
         "per_class": last["per_class"],
-        "per_device": {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
+        "per_device": devices
+        and {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
         "steps": last["step"],
         "rounds": last["round"],
         "examples_seen": last["examples_seen"],

@@ -25,7 +25,9 @@ def parse(table: Mapping[str, Any], text: str, what: str) -> Any:
     values: dict[str, Any] = {}
     try:
         for word in words:
-            slot = next(s for s in slots if s.name == word or not _flag(s))
+            # A switch by its name before the next field by its place: "topk:nofeedback" names no share.
+            flag = next((s for s in slots if _flag(s) and s.name == word), None)
+            slot = flag or next(s for s in slots if not _flag(s))
             values[slot.name] = True if _flag(slot) else convert(slot, word)
             slots.remove(slot)
     except (StopIteration, TypeError, ValueError):

@@ -154,3 +154,13 @@ def test_words_of_another_type_are_refused(name: str, word: object) -> None:
     (slot,) = [slot for slot in fields(Sample) if slot.name == name]
     with pytest.raises(ValueError):
         specs.convert(slot, word)
+
+
+def test_a_switch_needs_no_field_before_it() -> None:
+    @dataclass(frozen=True)
+    class Top:
+        share: float = 0.01
+        nofeedback: bool = False
+
+    assert specs.parse({"topk": Top}, "topk:nofeedback", "codec") == Top(nofeedback=True)
+    assert specs.parse({"topk": Top}, "topk:0.5:nofeedback", "codec") == Top(0.5, True)

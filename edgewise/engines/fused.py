@@ -32,6 +32,8 @@ class Fused:
         self.together = together
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+        if task.steps != 1:
+            raise ValueError(f"one gradient for all devices is one step, not {task.steps}")
         model, size, losses = self.model, self.work.feed.size, []
         model.write(task.state)
         model.grads.zero_()

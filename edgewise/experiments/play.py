@@ -93,7 +93,6 @@ def _start(job: Job, out: Path) -> Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a Ctrl-C at the terminal reaches it once, from `_stop`
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     return job

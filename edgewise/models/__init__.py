@@ -48,7 +48,24 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise EdgewiseError(f"model {name}: has nothing to train; some parameter must require a gradient")
+    if name not in MODELS:
+        _try_out(name, model, shape, classes)
     return model
+
+
+def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
+    """EdgewiseError unless the model turns two images into two rows of logits."""
+    mode = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = model.eval()(torch.zeros(2, *shape))
+    except Exception as error:  # a user's model can raise anything
+        raise EdgewiseError(f"model {name}: fails on images of shape {shape}: {_line(error)}") from error
+    finally:
+        model.train(mode)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise EdgewiseError(f"model {name}: gives {found} for 2 images; it must give (2, {classes})")
 
 
 def _optional(make: Callable[..., nn.Module], offered: dict[str, Any]) -> dict[str, Any]:

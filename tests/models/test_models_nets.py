@@ -229,8 +229,13 @@ def test_build_passes_width_and_norm() -> None:
 
 SOURCE = """
 from torch import nn
-def small(shape, classes): return nn.Linear(shape[0], classes)
-def wide(shape, classes, width, norm): return nn.Sequential(nn.Linear(shape[0], width), norm.layer(classes))
+def pooled(channels, classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+def small(shape, classes): return pooled(shape[0], classes)
+def wide(shape, classes, width, norm):
+    return nn.Sequential(nn.Conv2d(shape[0], width, 1), norm.layer(width), *pooled(width, classes))
+def few(shape, classes): return pooled(shape[0], classes - 1)
+def strange(shape, classes): return nn.Linear(7, classes)
 def wrong(shape, classes): return "no"
 def odd(size): return nn.Identity()
 def broken(shape, classes): raise RuntimeError("two\\nlines")
@@ -250,12 +255,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_build_calls_your_function(own: str) -> None:
     small = build(f"{own}:small", CIFAR, 5, 9, Group(), 0)
-    assert small.get_parameter("weight").shape == (5, 3)
+    assert small.get_parameter("2.weight").shape == (5, 3)
     assert torch.equal(
-        small.get_parameter("weight"), build(f"{own}:small", CIFAR, 5, 9, Group(), 0).get_parameter("weight")
+        small.get_parameter("2.weight"),
+        build(f"{own}:small", CIFAR, 5, 9, Group(), 0).get_parameter("2.weight"),
     )
     wide = build(f"{own}:wide", CIFAR, 4, 9, Group(2), 0)
-    assert wide.get_parameter("0.weight").shape == (9, 3)
+    assert wide.get_parameter("0.weight").shape == (9, 3, 1, 1)
     assert isinstance(wide.get_submodule("1"), nn.GroupNorm)
 
 
@@ -264,6 +270,8 @@ def test_build_calls_your_function(own: str) -> None:
     [
         ("wrong", "returned str"),
         ("odd", "TypeError"),
+        ("few", r"gives \(2, 4\) for 2 images; it must give \(2, 5\)"),
+        ("strange", "fails on images of shape"),
         ("broken", "RuntimeError: two lines"),
         ("number", "not a function"),
         ("absent", "absent"),
