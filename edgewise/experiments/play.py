@@ -59,7 +59,7 @@ def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None
         try:
             while waiting or running:
                 while waiting and len(running) < (jobs or os.cpu_count() or 1):
-                    running.append(_start(waiting.pop(0), out))
+                    running.append(_start(waiting.pop(0)))
                 time.sleep(POLL_SECONDS)
                 for job in list(running):
                     _look(job, bars)
@@ -84,7 +84,7 @@ def _prepare(plan: Plan, out: Path, resume: bool, bars: Progress) -> list[Job]:
     return jobs
 
 
-def _start(job: Job, out: Path) -> Job:
+def _start(job: Job) -> Job:
     """Start a run. It begins at the beginning where nothing was committed, so `--resume` is always right."""
     command = [sys.executable, "-m", "edgewise", "run", str(job.folder.with_suffix(".toml"))]
     with job.log.open("ab") as log:
