@@ -169,7 +169,7 @@ from test_experiments import LONG
 from edgewise import experiments
 experiments.play(LONG, Path("out"), resume=True, jobs=2)
 """
-LONG = replace(PLAN, runs={n: replace(c, steps=250, eval_every=125) for n, c in PLAN.runs.items()})
+LONG = replace(PLAN, runs={n: replace(c, steps=1200, eval_every=600) for n, c in PLAN.runs.items()})
 
 
 @pytest.fixture(scope="module")
