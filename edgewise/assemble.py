@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgewise import data, models
+from edgewise import codecs, data, models, wire
 from edgewise.allocator import keep_freed_memory
 from edgewise.config import Config
 from edgewise.data import Dataset
@@ -21,9 +21,9 @@ from edgewise.data.holdings import counts
 from edgewise.data.partition import deal
 from edgewise.device import Device, Work
 from edgewise.engines import Engine, Fused, Inline
-from edgewise.engines.base import Memories
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchSync, batch_coupled
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
@@ -51,9 +51,9 @@ class Parts:
     def rounds(self) -> int:
         return math.ceil(self.steps / self.config.algorithm.sync_every)
 
-    def engine(self, places: dict[int, int] | None = None) -> Engine:
-        """The engine, with every device at its place in its data (steps taken; none at the start)."""
-        memories = Memories(self.config.codec, places)
+    def engine(self, note: Note | None = None, folder: Path | None = None) -> Engine:
+        """The engine, with what devices remember (nothing at the start); `folder`: where that may lie."""
+        memories = Memories(note, folder)
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories)
         on_cpu = self.model.params.device.type == "cpu"
@@ -84,7 +84,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
     assert config.augment is not None
     feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
     devices = [Device(id, part) for id, part in enumerate(indices)]
-    work = Work(config.algorithm, config.codec, feed)
+    work = _work(config, model, feed)
     schedule = _schedule(config, steps, int(held.sum()))
     return Parts(config, accelerated, held, model, feed, devices, work, schedule, steps)
 
@@ -132,13 +132,32 @@ def _model(config: Config, dataset: Dataset) -> FlatModel:
     return FlatModel(module, Layout.of(module, fingerprint), autocast)
 
 
+def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
+    algorithm, codec = config.algorithm, config.codec
+    own = codecs.inner(codec)
+    if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
+        algorithm, momentum = algorithm.without_momentum()
+        codec = codecs.exchange(codec, replace(own, momentum=momentum or own.momentum))
+    agreed = wire.Expected(
+        kind=wire.Kind.UPDATE,
+        layout=wire.layout_mark(model.layout.digest),
+        codec=wire.codec_mark(codecs.text(config.codec)),
+        payload=codec.bound(model.layout, model.params.dtype),
+        buffers=model.buffers.nbytes,
+        exact=codec.fixed,
+    )
+    return Work(algorithm, codec, feed, agreed)
+
+
 def _fused(config: Config, model: FlatModel) -> str:
     """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
     obstacle = ""
-    if not config.algorithm.fusable:
+    if not config.algorithm.sends_gradients:
         obstacle = "fedavg's devices take several steps apart"
     elif not config.codec.lossless:
         obstacle = "the codec loses something on each device"
+    elif not config.codec.fixed:
+        obstacle = "what the codec makes differs in length from device to device"
     elif coupled := batch_coupled(model.module):
         obstacle = f"{coupled[0] or 'the model'} couples the examples of a batch"
     synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"

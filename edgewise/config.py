@@ -14,9 +14,9 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise import specs
+from edgewise import codecs, specs
 from edgewise.algorithms import ALGORITHMS, Algorithm, FedAvg, SyncSGD
-from edgewise.codecs import CODECS, Codec, Raw
+from edgewise.codecs import Codec, Raw
 from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
 from edgewise.errors import EdgewiseError
@@ -30,9 +30,9 @@ DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
-    "codec": CODECS,
     "schedule": SCHEDULES,
 }
+CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
 SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
 
 
@@ -56,6 +56,7 @@ class Config:
     steps: int | None = None
     augment: Augment | None = None
     codec: Codec = Raw()
+    codec_down: Codec = Raw()
     cohort: float | None = None
     eval_every: int | None = None
     fused: str = "auto"
@@ -73,6 +74,19 @@ class Config:
         if self.warmup_lr is not None and not sgd.lr * sgd.lr_scale > 0:
             raise EdgewiseError("warmup_lr: a warm-up needs a peak to end at; lr * lr_scale is 0")
         _ = self.cohort_size
+        self._check_codecs()
+
+    def _check_codecs(self) -> None:
+        if isinstance(codecs.inner(self.codec_down), codecs.DGC):
+            raise EdgewiseError("codec_down: dgc is for devices' updates; it cannot stand for the state")
+        if isinstance(self.codec_down, codecs.Feedback):
+            raise EdgewiseError(
+                "codec_down: takes no feedback around it; what is lost is in the next difference"
+            )
+        if isinstance(codecs.inner(self.codec), codecs.DGC) and self.algorithm.sgd.nesterov:
+            raise EdgewiseError(
+                "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
+            )
 
     @property
     def cohort_size(self) -> int:
@@ -99,8 +113,13 @@ class Config:
         parts["algorithm"] = _extend(_algorithm(values, sgd), "algorithm", extras)
         for name in TABLES:
             parts[name] = _extend(parts[name], name, extras)
+        parts |= {name: _codec(values[name], name, extras) for name in CODED}
         if extras:
-            legal = [f"{p}.{f.name}" for p, part in {"sgd": sgd, **parts}.items() for f in _slots(part)]
+            legal = [
+                f"{p}.{f.name}"
+                for p, part in {"sgd": sgd, **parts}.items()
+                for f in _slots(codecs.inner(part))
+            ]
             raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(sorted(legal))}")
         augment = None if values["augment"] == "auto" else Augment.parse(values["augment"])
         names = {f.name for f in fields(cls)}
@@ -112,6 +131,7 @@ class Config:
         algorithm: Any = self.algorithm
         values: dict[str, Any] = {name: getattr(self, name) for name in NAMES if hasattr(self, name)}
         values |= {name: specs.text(table, getattr(self, name)) for name, table in TABLES.items()}
+        values |= {name: codecs.text(getattr(self, name)) for name in CODED}
         values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
         values["algorithm"] = specs.name_of(ALGORITHMS, algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
@@ -175,6 +195,13 @@ def _checked(flat: Mapping[str, Any]) -> dict[str, Any]:
         value = setting.check(flat.get(setting.name))
         values[setting.name] = setting.default if value is None else value
     return values
+
+
+def _codec(text: str, name: str, extras: dict[str, Any]) -> Codec:
+    codec = codecs.parse(text, name)
+    if name == "codec_down":
+        codec = codecs.without_feedback(codec)
+    return codecs.exchange(codec, _extend(codecs.inner(codec), name, extras))
 
 
 def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Any:

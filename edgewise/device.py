@@ -1,6 +1,6 @@
 """The device's share of a round. Every engine, simulated or real, runs this and nothing else.
 
-    task -> load the state -> batches -> algorithm.learn -> codec.encode -> reply
+    task -> load the state -> batches -> algorithm.learn -> codec.encode -> reply -> frame
 
 A device owns its memory (its place in its data, its codec's residual). `answer` returns the next memory
 beside the reply; whoever runs the device commits it once the coordinator has taken the reply.
@@ -8,17 +8,23 @@ beside the reply; whoever runs the device commits it once the coordinator has ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from edgewise import randomness, wire
 from edgewise.algorithms.base import Algorithm
-from edgewise.codecs.base import Codec
+from edgewise.codecs import Codec, NotFinite, Raw, Sending
+from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
+from edgewise.errors import EdgewiseError
 from edgewise.local import Batch
-from edgewise.vector import FlatModel, State
+from edgewise.vector import FlatModel, Layout, State
+
+DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,34 @@ class Reply:
     losses: tuple[float, ...]  # one for each device
 
     @property
-    def bytes_up(self) -> int:
-        """What the devices sent: each its payload and its buffers."""
-        return len(self.devices) * (len(self.payload) + self.buffers.numel() * self.buffers.element_size())
+    def bytes_each(self) -> int:
+        """What each of the devices sent: a frame with its payload and its buffers."""
+        return wire.length(len(self.payload), self.buffers.nbytes)
+
+    def pack(self, round: int, agreed: wire.Expected) -> bytes:
+        """One device's reply as the frame that travels."""
+        (device,), (loss,) = self.devices, self.losses
+        buffers, _ = Raw().encode(self.buffers, Layout.vector(self.buffers.numel()), {}, Sending())
+        return wire.pack(
+            wire.Frame(
+                kind=wire.Kind.UPDATE,
+                layout=agreed.layout,
+                codec=agreed.codec,
+                round=round,
+                device=device,
+                count=self.examples,
+                value=loss,
+                payload=self.payload,
+                buffers=buffers,
+            )
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes, agreed: wire.Expected, dtype: torch.dtype) -> Reply:
+        """The reply in a frame; FrameError if there is none."""
+        frame = wire.unpack(data, agreed)
+        buffers = Raw().decode(frame.buffers, Layout.vector(len(frame.buffers) // dtype.itemsize), dtype)
+        return cls((frame.device,), frame.payload, buffers, frame.count, (frame.value,))
 
 
 @dataclass(frozen=True)
@@ -52,7 +83,11 @@ class Memory:
     """What a device keeps from round to round."""
 
     step: int = 0
-    codec: Any = None
+    codec: CodecMemory = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.codec.values())
 
 
 @dataclass(frozen=True)
@@ -62,6 +97,7 @@ class Work:
     algorithm: Algorithm
     codec: Codec
     feed: Feed
+    agreed: wire.Expected  # what both ends know of every reply's frame
 
 
 @dataclass(frozen=True)
@@ -77,7 +113,15 @@ class Device:
         update, loss = work.algorithm.learn(
             model, self.batches(work.feed, memory.step, task.steps), task.factor
         )
-        payload, codec = work.codec.encode(update, memory.codec)
+        if not math.isfinite(loss):
+            raise EdgewiseError(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
+        key = randomness.key(work.feed.seed, "codec", self.id, task.round)
+        # The server multiplies a gradient by the learning rate; an update has it in it already.
+        sending = Sending(key, task.factor if work.algorithm.sends_gradients else 1.0)
+        try:
+            payload, codec = work.codec.encode(update, model.layout, memory.codec, sending)
+        except NotFinite as error:
+            raise EdgewiseError(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
         examples = task.steps * work.feed.size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
         return reply, Memory(memory.step + task.steps, codec)

@@ -29,6 +29,7 @@ SUMMARY = "summary.json"
 CONFIG = "config.toml"
 MODEL = "model.safetensors"
 PARTITION = "partition.csv"
+MEMORIES = "memories"  # a folder: what devices' codecs remember
 
 # What scripts may rely on in summary.json.
 SUMMARISED = {
@@ -118,7 +119,8 @@ def _sha256(note: str, tensors: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256(note.encode())
     for name in sorted(tensors):
         content.update(name.encode())
-        content.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        values = tensors[name].detach().cpu().contiguous().view(-1)  # one number, too, is a row
+        content.update(values.view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
 
 

@@ -22,20 +22,22 @@ from torch import Tensor
 from edgewise import randomness, records
 from edgewise.algorithms.base import Server
 from edgewise.assemble import Parts, assemble, local_steps
+from edgewise.broadcast import Broadcast, broadcast
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.data.holdings import csv_text
-from edgewise.device import Task
+from edgewise.device import DIVERGED, Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import Evaluation, evaluate, per_device
+from edgewise.memories import Note
 from edgewise.reconcile import agree, reconcile
 from edgewise.records import Checkpoint, Records
 from edgewise.vector import Mean, State
 
 CHECKPOINT_SECONDS = 15.0
 TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
-DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
+BROADCAST = "broadcast/"  # and the tensors of the way down
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Round:
     """What is written down about one round; a line of rounds.jsonl without the fields that are None.
 
     `step` and `examples_seen` count from the start of the run, bytes and `seconds` (evaluation left out) are
-    this round's.
+    this round's. `bytes_up_each` and `bytes_down_each` are what the cohort's devices sent and were sent, in
+    the cohort's order, or one number where it is the same for all.
     """
 
     round: int
@@ -53,6 +56,8 @@ class Round:
     train_loss: float
     bytes_up: int
     bytes_down: int
+    bytes_up_each: int | list[int]
+    bytes_down_each: int | list[int]
     seconds: float
     accuracy: float | None = None
     loss: float | None = None
@@ -67,37 +72,52 @@ class Progress:
     """Where a run stands on the coordinator: all that a checkpoint holds beside the devices' memories."""
 
     server: Server
+    way: Broadcast
     round: int = 0
     note: dict[str, Any] | None = None  # the schedule's
+
+    @classmethod
+    def start(cls, parts: Parts) -> Progress:
+        config = parts.config
+        server = parts.work.algorithm.start(parts.model.read())
+        return cls(server, broadcast(config.codec_down, parts.model.layout, config.seed))
 
     def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
         state = self.server.state
         tensors = dict(zip(TENSORS, (state.params, state.buffers, self.server.momentum), strict=True))
+        sent, way = self.way.save()
+        tensors |= {f"{BROADCAST}{name}": tensor for name, tensor in sent.items()}
         note = {
             "round": self.round,
             "schedule": self.note or {},
-            "steps": engine.memories.steps(),
+            "memories": engine.memories.save(),
+            "broadcast": way,
             "layout": parts.model.layout.digest,
             "settings": parts.config.flat(),
         }
         return Checkpoint(tensors, note)
 
     @classmethod
-    def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, dict[int, int]]:
-        """The progress, and every device's place in its data; EdgewiseError for another run's checkpoint."""
+    def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, Note]:
+        """The progress, and what finds devices' memories; EdgewiseError for another run's checkpoint."""
         model, note = parts.model, checkpoint.note
         try:
-            held = [checkpoint.tensors[name].to(model.params.device) for name in TENSORS]
+            tensors = {name: tensor.to(model.params.device) for name, tensor in checkpoint.tensors.items()}
+            params, buffers, momentum = (tensors[name] for name in TENSORS)
             round, schedule, layout = note["round"], note["schedule"], note["layout"]
             # config.toml may have been edited since.
             agree(str(path), Config.of(note["settings"]).flat(), parts.config.flat())
-            places = {int(device): step for device, step in note["steps"].items()}
+            memories, way = note["memories"], note["broadcast"]
         except KeyError as error:
             raise EdgewiseError(f"{path}: the checkpoint lacks {error}") from None
-        params, buffers, momentum = held
         if layout != model.layout.digest:
             raise EdgewiseError(f"{path}: the checkpoint belongs to another model")
-        return cls(Server(State(params, buffers), momentum), round, schedule), places
+        progress = cls.start(parts)
+        sent = {n.removeprefix(BROADCAST): t for n, t in tensors.items() if n.startswith(BROADCAST)}
+        progress.way.restore(sent, way)
+        progress.server = Server(State(params, buffers), momentum)
+        progress.round, progress.note = round, schedule
+        return progress, memories
 
 
 def run(
@@ -122,15 +142,17 @@ def run(
             config = reconcile(folder / records.CONFIG, config)
             if records.summary(folder) is None:
                 parts = assemble(config, dataset)
-                progress, places = _restore(parts, folder / records.CHECKPOINT)
+                progress, note = _restore(parts, folder / records.CHECKPOINT)
                 book.cut(progress.round, csv_text(parts.held, parts.dataset.classes))
-                yield from _play(parts, parts.engine(places), progress, book, checkpoint_seconds)
+                engine = parts.engine(note, folder / records.MEMORIES)
+                yield from _play(parts, engine, progress, book, checkpoint_seconds)
     else:
         records.check_free(folder)  # before the data is loaded
         parts = assemble(config, dataset)
         holdings = csv_text(parts.held, parts.dataset.classes)
         with closing(Records.create(folder, parts.config.toml(), holdings)) as book:
-            yield from _play(parts, parts.engine(), _start(parts), book, checkpoint_seconds)
+            engine = parts.engine(None, folder / records.MEMORIES)
+            yield from _play(parts, engine, Progress.start(parts), book, checkpoint_seconds)
 
 
 def total_rounds(folder: Path) -> int:
@@ -141,27 +163,27 @@ def total_rounds(folder: Path) -> int:
     return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
 
 
-def _start(parts: Parts) -> Progress:
-    return Progress(parts.config.algorithm.start(parts.model.read()))
-
-
-def _restore(parts: Parts, path: Path) -> tuple[Progress, dict[int, int]]:
-    """Where the last checkpoint left the run, and every device's place; the beginning if there is none."""
-    return Progress.restore(Checkpoint.load(path), parts, path) if path.exists() else (_start(parts), {})
+def _restore(parts: Parts, path: Path) -> tuple[Progress, Note | None]:
+    """Where the last checkpoint left the run, and its memories; the beginning if there is none."""
+    if path.exists():
+        return Progress.restore(Checkpoint.load(path), parts, path)
+    return Progress.start(parts), None
 
 
 def _play(
     parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
 ) -> Generator[Round]:
     """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
-    saved = time.monotonic()
+    due = time.monotonic() + checkpoint_seconds
     while progress.round < parts.rounds:
         row = _round(parts, engine, progress)
         book.round(row.row())
-        last = progress.round == parts.rounds
-        if last or time.monotonic() - saved >= checkpoint_seconds:
+        last, began = progress.round == parts.rounds, time.monotonic()
+        if last or began >= due:
             _commit(parts, engine, progress, book)
-            saved = time.monotonic()
+            now = time.monotonic()
+            # Many devices' residuals take long to write: at most a tenth of the time goes into it.
+            due = now + max(checkpoint_seconds, 9 * (now - began) if checkpoint_seconds else 0.0)
         try:
             yield row
         except GeneratorExit:
@@ -178,18 +200,20 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
     done = progress.round * every
     steps = min(every, parts.steps - done)
     factor = parts.schedule.factor(done / parts.steps, progress.note or {})
-    task = Task(number, steps, factor, progress.server.state)
-    mean, bytes_up = Mean(task.state), 0
-    losses: list[float] = []
-    for reply in engine.ask(task, cohort(config, number)):
+    asked, layout = cohort(config, number), parts.model.layout
+    task = Task(number, steps, factor, progress.way.announce(number, progress.server.state))
+    mean, losses, up = Mean(task.state), list[float](), list[int]()
+    for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
-        update = config.codec.decode(reply.payload, parts.model.layout.count, parts.model.params.dtype)
-        mean.add(State(update.to(reply.buffers.device), reply.buffers), weight=reply.examples)
+        update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
+        mean.add(_on(task.state, update, reply.buffers), weight=reply.examples)
         losses += reply.losses
-        bytes_up += reply.bytes_up
-    progress.server = config.algorithm.step(progress.server, mean.value(), factor, parts.model.layout)
+        up += [reply.bytes_each] * len(reply.devices)
+    down = [progress.way.bytes_each(device) for device in asked]
+    progress.server = parts.work.algorithm.step(progress.server, mean.value(), factor, layout)
     progress.round = number
-    engine.memories.commit()
+    progress.way.deliver(asked)
+    engine.memories.commit(asked)
     parts.model.check()
     sgd = config.algorithm.sgd
     row = Round(
@@ -198,8 +222,10 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
         examples_seen=(done + steps) * config.batch * config.cohort_size,
         lr=sgd.lr * sgd.lr_scale * factor,
         train_loss=sum(losses) / len(losses),
-        bytes_up=bytes_up,
-        bytes_down=config.cohort_size * _bytes(progress.server.state),
+        bytes_up=sum(up),
+        bytes_down=sum(down),
+        bytes_up_each=_each(up),
+        bytes_down_each=_each(down),
         seconds=round(time.monotonic() - began, 4),
     )
     if not _due(config, number, parts.rounds):
@@ -240,13 +266,20 @@ def _evaluation(parts: Parts, progress: Progress) -> Evaluation:
     return evaluate(parts.model, parts.dataset.test, parts.feed, len(parts.dataset.classes))
 
 
-def _bytes(state: State) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (state.params, state.buffers))
+def _on(like: State, params: Tensor, buffers: Tensor) -> State:
+    """A decoded state, where the model is."""
+    return State(params.to(like.params.device), buffers.to(like.buffers.device))
+
+
+def _each(lengths: list[int]) -> int | list[int]:
+    """One number where all are the same, which is nearly always."""
+    return lengths[0] if len(set(lengths)) == 1 else lengths
 
 
 def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> None:
     _check_state(progress)
     book.checkpoint(progress.checkpoint(parts, engine))
+    engine.memories.sweep()
 
 
 def _finish(parts: Parts, progress: Progress, folder: Path) -> None:

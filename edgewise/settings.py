@@ -50,6 +50,11 @@ class Setting:
 KINDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 UNWRITABLE = ("Cc", "Cs")  # Unicode's control characters, and halves of pairs: bytes that are not UTF-8
 
+CODECS = (
+    "none, half, int8, int4, qsgd:4, ternary, sign, levels:1, topk:0.01, stc:0.01, randomk:0.01, dgc:0.001, "
+    "powersgd:4; then :zstd, :nofeedback"
+)
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
     Setting("data_dir", str, None, "folder of the data's files (else EDGEWISE_DATA, else a download)"),
@@ -72,7 +77,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("epochs", float, None, "passes over each device's data (10 unless steps is given)", low=0),
     Setting("steps", int, None, "local steps of one device, in place of epochs", low=1),
     Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, or several with commas"),
-    Setting("codec", str, "none", "none"),
+    Setting("codec", str, "none", f"what devices send: {CODECS}"),
+    Setting("codec_down", str, "none", "what they are sent: the difference to what they hold, as codec"),
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
     Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
     Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),

@@ -57,6 +57,11 @@ class Layout:
             fingerprint,
         )
 
+    @classmethod
+    def vector(cls, count: int) -> Layout:
+        """The layout of one plain vector (count,), for what has no model."""
+        return cls(_lay([("vector", (count,), "weight")]), ())
+
     @property
     def count(self) -> int:
         """Number of parameters."""

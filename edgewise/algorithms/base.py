@@ -22,7 +22,8 @@ class Server:
 
 
 class Algorithm(Protocol):
-    fusable: ClassVar[bool]  # an update is the gradient itself, so that many devices' batches can be one
+    # An update is the gradient itself: many devices' batches can be one, and the server applies the rate.
+    sends_gradients: ClassVar[bool]
 
     @property
     def sgd(self) -> SGD:
@@ -35,6 +36,10 @@ class Algorithm(Protocol):
         ...
 
     def start(self, state: State) -> Server: ...
+
+    def without_momentum(self) -> tuple[Algorithm, float]:
+        """The algorithm without the server's momentum, and that momentum: for who keeps it elsewhere."""
+        ...
 
     def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
         """Runs on a device, on a model that holds the round's state. The update (P,) and the mean loss."""

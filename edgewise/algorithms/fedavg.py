@@ -14,7 +14,7 @@ every round.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -32,11 +32,14 @@ class FedAvg:
     sync_every: int = 10
     server_lr: float = 1.0
     server_momentum: float = 0.0
-    fusable: ClassVar[bool] = False
+    sends_gradients: ClassVar[bool] = False
 
     def start(self, state: State) -> Server:
         params = state.params
         return Server(state, params.new_zeros(params.shape if self.server_momentum else 0))
+
+    def without_momentum(self) -> tuple[FedAvg, float]:
+        return replace(self, server_momentum=0.0), self.server_momentum
 
     def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
         before = model.params.clone()

@@ -11,7 +11,7 @@ the low bits of g wherever g is much smaller than w. So the gradient is sent as 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,7 +28,7 @@ from edgewise.vector import FlatModel, Layout, State
 class SyncSGD:
     sgd: SGD = SGD()  # lives on the server, momentum and weight decay too
     sync_every: int = 1
-    fusable: ClassVar[bool] = True
+    sends_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.sync_every != 1:
@@ -39,6 +39,9 @@ class SyncSGD:
 
     def start(self, state: State) -> Server:
         return Server(state, self.sgd.start(state.params))
+
+    def without_momentum(self) -> tuple[SyncSGD, float]:
+        return replace(self, sgd=replace(self.sgd, momentum=0.0, nesterov=False)), self.sgd.momentum
 
     def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
         (batch,) = batches

@@ -1,4 +1,4 @@
-"""All devices of a step in one gradient, where that is exact: K = 1 and a lossless codec.
+"""All devices of a step in one gradient, where that is exact: K = 1 and a lossless codec of fixed size.
 
 The mean of the devices' gradients is then the gradient of their concatenated batches. With `batch` every
 device's slice keeps its own statistics (`DeviceBatchNorm2d`); with `batch-sync` the statistics are those of
@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from edgewise import local
+from edgewise.codecs import Sending
 from edgewise.device import Device, Memory, Reply, Task, Work
-from edgewise.engines.base import Memories
+from edgewise.memories import Memories
 from edgewise.models.norms import set_devices
 from edgewise.vector import FlatModel
 
@@ -45,14 +46,14 @@ class Fused:
             model.buffers.copy_(task.state.buffers)
             losses.append(self._gradient(some, share).view(len(some), size).mean(1))
             buffers.add_(model.buffers, alpha=share)
-        payload, _ = self.work.codec.encode(model.grads, None)
+        payload, _ = self.work.codec.encode(model.grads, model.layout, {}, Sending())
         yield Reply(tuple(cohort), payload, buffers, size * len(cohort), tuple(torch.cat(losses).tolist()))
 
     def _gradient(self, some: Sequence[int], share: float) -> torch.Tensor:
         steps = {id: self.memories[id].step for id in some}
         batch = self.work.feed.joint([(id, self.devices[id].indices, steps[id]) for id in some])
         for id in some:
-            self.memories.propose(id, Memory(steps[id] + 1, self.memories[id].codec))
+            self.memories.propose(id, Memory(steps[id] + 1))
         set_devices(self.model.module, len(some))
         try:
             return local.gradient(self.model, batch, share=share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgewise.device import Device, Reply, Task, Work
-from edgewise.engines.base import Memories
+from edgewise.memories import Memories
 from edgewise.vector import FlatModel
 
 
@@ -14,7 +14,9 @@ class Inline:
         self.devices, self.model, self.work, self.memories = devices, model, work, memories
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+        agreed, dtype = self.work.agreed, self.model.buffers.dtype
         for id in cohort:
             reply, memory = self.devices[id].answer(task, self.model, self.work, self.memories[id])
             self.memories.propose(id, memory)
-            yield reply
+            # Through the bytes that would travel: what the coordinator combines is what they hold.
+            yield Reply.unpack(reply.pack(task.round, agreed), agreed, dtype)

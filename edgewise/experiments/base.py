@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgewise.config import Config
 
@@ -19,6 +20,7 @@ class Figure:
     expected: dict[str, str]  # what the reference says of each run
     scales: tuple[str, ...]
     runs: Callable[[str], dict[str, Config]]
+    page: Callable[[Plan, Path], str]  # writes NAME.csv, .png and .md into a folder; returns the table
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from edgewise.config import Config
 from edgewise.data.batches import Augment
 from edgewise.data.partition import Iid, Labels
+from edgewise.experiments import page
 from edgewise.experiments.base import Figure
 from edgewise.models.norms import Batch, Group
 from edgewise.schedules import Cosine
@@ -71,4 +72,5 @@ FIGURE = Figure(
     },
     scales=tuple(SCALES),
     runs=runs,
+    page=page.write,
 )

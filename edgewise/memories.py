@@ -1,0 +1,134 @@
+"""What simulated devices remember, and how it outlives the run's process.
+
+A device's memory (its place in its data, what its codec still owes) is made when the device is first asked
+and changes only when the coordinator has taken its reply. Residuals are one vector a device, 45 MB each for
+ResNet18: beyond a budget the oldest lie in files and are read back when their device is asked.
+
+A version of a memory is its device and its place in the data, which every commit moves on, and its file is
+named by both. So no file is written over while anything needs it: neither one that the last checkpoint
+names, nor the committed version while the device proposes another. A checkpoint names the versions that it
+stands on, so that its own rename commits all of them at once. Whatever else lies there is not read: a
+resumed run that comes to a version again writes it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgewise.device import Memory
+from edgewise.errors import EdgewiseError
+from edgewise.records import Checkpoint
+
+Note = dict[str, Any]
+Version = tuple[int, int]  # a device, and its place in its data in steps
+
+BUDGET = 4 * 2**30  # bytes of codec memory kept in RAM
+OURS = re.compile(r"\d+-\d+\.safetensors|\.\d+-\d+\.safetensors\.part")  # files, whole or being written
+
+
+class Memories:
+    """The memories by device. `folder` is where those beyond `budget` bytes lie; None: all stay in RAM."""
+
+    def __init__(self, note: Note | None = None, folder: Path | None = None, budget: int = BUDGET) -> None:
+        """`note`: what `save` returned; EdgewiseError if a file is gone that it stands for."""
+        note = note or {"steps": {}, "filed": []}
+        self.folder, self.budget = folder, budget
+        self.places = {int(device): step for device, step in note["steps"].items()}  # of all ever asked
+        self.pending: dict[int, int] = {}  # the places that devices propose
+        self.kept: dict[Version, Memory] = {}  # committed and proposed, the oldest first
+        self.size = 0  # bytes of the codec memory in `kept`
+        self.named = {(device, self.places[device]) for device in note["filed"]}  # by the last note
+        self.filed = set(self.named)  # versions that lie in a file
+        for path in map(self._file, sorted(self.named)):
+            if not path.exists():
+                raise EdgewiseError(f"{path}: missing; the checkpoint needs it to go on")
+
+    def __getitem__(self, device: int) -> Memory:
+        version = (device, self.places.get(device, 0))
+        if version in self.filed and version not in self.kept:
+            return self._read(version)
+        return self.kept.get(version, Memory(version[1]))
+
+    def propose(self, device: int, memory: Memory) -> None:
+        """Hold a device's next memory until the coordinator has taken its reply."""
+        if memory.step <= self.places.get(device, 0):
+            raise ValueError(f"device {device} proposes step {memory.step}, where it has been already")
+        self._withdraw(device)
+        self.pending[device] = memory.step
+        if memory.codec:
+            self.kept[device, memory.step] = memory
+            self.size += memory.nbytes
+        while self.folder and self.size > self.budget:
+            oldest = next(iter(self.kept))
+            self._write(oldest)
+            self._drop(oldest)
+
+    def commit(self, devices: Iterable[int]) -> None:
+        """The coordinator has taken these devices' replies; what others proposed is forgotten."""
+        for device in devices:
+            step = self.pending.pop(device)
+            self._forget((device, self.places.get(device, 0)))
+            self.places[device] = step
+        for device in list(self.pending):
+            self._withdraw(device)
+
+    def steps(self) -> dict[int, int]:
+        """Every asked device's place in its data, in steps."""
+        return dict(sorted(self.places.items()))
+
+    def save(self) -> Note:
+        """Write every memory that has no file yet, and return what finds them again."""
+        current = set(self.places.items())
+        for version in current & self.kept.keys() if self.folder else ():
+            self._write(version)
+        self.named = current & self.filed
+        return {"steps": self.steps(), "filed": sorted(device for device, _ in self.named)}
+
+    def sweep(self) -> None:
+        """Remove the files that no device needs any more, once the last note is in a checkpoint."""
+        if self.folder and self.folder.exists():
+            needed = {self._file(version) for version in self.filed | self.named}
+            for path in self.folder.iterdir():
+                if OURS.fullmatch(path.name) and path not in needed:
+                    path.unlink(missing_ok=True)
+
+    def _withdraw(self, device: int) -> None:
+        """Forget what the device proposed."""
+        if device in self.pending:
+            self._forget((device, self.pending.pop(device)))
+
+    def _forget(self, version: Version) -> None:
+        self._drop(version)
+        self.filed.discard(version)
+
+    def _drop(self, version: Version) -> None:
+        if version in self.kept:
+            self.size -= self.kept.pop(version).nbytes
+
+    def _write(self, version: Version) -> None:
+        """Write a version's file, unless it has one. What an earlier process left there is replaced."""
+        if version not in self.filed:
+            path = self._file(version)
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise EdgewiseError(f"{path.parent}: cannot be written ({error.strerror})") from None
+            tensors = {name: tensor.contiguous() for name, tensor in self.kept[version].codec.items()}
+            Checkpoint(tensors, {"version": version}).save(path)
+            self.filed.add(version)
+
+    def _read(self, version: Version) -> Memory:
+        path = self._file(version)
+        found = Checkpoint.load(path)
+        if found.note != {"version": list(version)}:
+            raise EdgewiseError(f"{path}: not this device's memory but that of {found.note}")
+        # Copied: a file's bytes are not aligned as those of a fresh tensor, and low bits may depend on it.
+        return Memory(version[1], {name: tensor.clone() for name, tensor in found.tensors.items()})
+
+    def _file(self, version: Version) -> Path:
+        assert self.folder is not None
+        device, step = version
+        return self.folder / f"{device}-{step}.safetensors"
