@@ -7,8 +7,8 @@ ResNet18: beyond a budget the oldest lie in files and are read back when their d
 A version of a memory is its device and its place in the data, which every commit moves on, and its file is
 named by both. So no file is written over while anything needs it: neither one that the last checkpoint
 names, nor the committed version while the device proposes another. A checkpoint names the versions that it
-stands on, so that its own rename commits all of them at once. Whatever else lies there is not read: a
-resumed run that comes to a version again writes it again.
+stands on, so that its own rename commits all of them at once; what a process that died wrote since then is
+removed when the run goes on, which comes to these versions again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ OURS = re.compile(r"\d+-\d+\.safetensors|\.\d+-\d+\.safetensors\.part")  # files
 
 
 class Memories:
-    """The memories by device. `folder` is where those beyond `budget` bytes lie; None: all stay in RAM."""
+    """The memories by device. `folder`, in which no other process may be, is where those beyond `budget`
+
+    bytes lie; None: all stay in RAM.
+    """
 
     def __init__(self, note: Note | None = None, folder: Path | None = None, budget: int = BUDGET) -> None:
         """`note`: what `save` returned; EdgewiseError if a file is gone that it stands for."""
@@ -45,6 +48,7 @@ class Memories:
         for path in map(self._file, sorted(self.named)):
             if not path.exists():
                 raise EdgewiseError(f"{path}: missing; the checkpoint needs it to go on")
+        self.sweep()
 
     def __getitem__(self, device: int) -> Memory:
         version = (device, self.places.get(device, 0))
@@ -109,7 +113,7 @@ class Memories:
             self.size -= self.kept.pop(version).nbytes
 
     def _write(self, version: Version) -> None:
-        """Write a version's file, unless it has one. What an earlier process left there is replaced."""
+        """Write a version's file, unless it has one."""
         if version not in self.filed:
             path = self._file(version)
             try:

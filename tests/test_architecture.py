@@ -23,15 +23,18 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # The pipeline, first stage first. A module imports from its own line or from lines above it.
 STAGES = """
-    errors randomness specs allocator
+    errors randomness specs allocator wire
     data models vector
     optimizers schedules
     local codecs
     algorithms
     settings config
+    broadcast
     device
+    network evaluate records
+    memories
     engines
-    evaluate records reconcile assemble
+    reconcile assemble
     rounds
     report experiments
     __init__

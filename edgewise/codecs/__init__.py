@@ -64,7 +64,7 @@ def parse(text: str, what: str = "codec") -> Codec:
 def text(codec: Codec) -> str:
     """The text form of a codec."""
     own = inner(codec)
-    words = [specs.text(CODECS, own)]
+    words = [specs.text(CODECS, own, shown=1)]  # topk:0.01, whatever the default
     words += [STAGE] * isinstance(without_feedback(codec), Zstd)
     words += [NO_FEEDBACK] * (_needs_feedback(own) and not isinstance(codec, Feedback))
     return ":".join(words)

@@ -38,6 +38,7 @@ WARM = "q"  # the memory's only tensor: the Q of every matrix, one after the oth
 LARGEST = float(torch.finfo(torch.float32).max)
 LOWEST_EXPONENT = -112  # the scale of float16, 2^15 times smaller, still has an inverse in float32
 HALF_TOP = 2.0**15 - 16  # the float16 before 2^15: 2^15 times the largest scale would be infinite
+BYTE_TOP = LARGEST * (1 - 1e-6)  # 127 times a scale that was rounded up would be infinite
 NUDGE = 1e-3
 
 
@@ -162,12 +163,12 @@ def _write(part: Floats, bits: int) -> bytes:
     if bits == 32:
         return part.astype("<f4", copy=False).tobytes()
     if bits == 8:
-        scale = np.float32(largest / 127)
-        eighths = np.rint(part / scale if scale else part).clip(-127, 127).astype(np.int8)
-        return np.array(scale, "<f4").tobytes() + eighths.tobytes()
-    exponent = 2.0 ** (max(math.frexp(largest)[1], LOWEST_EXPONENT) - 15)
-    halves = np.clip(part * np.float32(1 / exponent), -HALF_TOP, HALF_TOP).astype("<f2")
-    return np.array(exponent, "<f4").tobytes() + halves.tobytes()
+        scale = np.float32(min(largest, BYTE_TOP) / 127)
+        sent = np.rint(part / scale if scale else part).clip(-127, 127).astype(np.int8)
+    else:
+        scale = np.float32(2.0 ** (max(math.frexp(largest)[1], LOWEST_EXPONENT) - 15))
+        sent = np.clip(part * (1 / scale), -HALF_TOP, HALF_TOP).astype("<f2")
+    return np.array(scale, "<f4").tobytes() + sent.tobytes()
 
 
 def _read(payload: bytes, start: int, size: int, bits: int) -> tuple[Tensor, int]:

@@ -18,7 +18,7 @@ FIGURES: dict[str, Figure] = {"figure2": figure2.FIGURE, "compression": compress
 
 
 def plan(name: str, scale: str, *, seed: int = 0, data_dir: str | None = None) -> Plan:
-    """The runs of a figure at a scale, from the same first seed and data; EdgewiseError for an unknown name."""
+    """A figure's runs at a scale, from the same first seed and data; EdgewiseError for an unknown name."""
     if name not in FIGURES:
         raise EdgewiseError(f"reproduce: {name!r} is unknown; one of: {', '.join(FIGURES)}")
     figure = FIGURES[name]
@@ -33,7 +33,7 @@ def plan(name: str, scale: str, *, seed: int = 0, data_dir: str | None = None) -
 
 def write(plan: Plan, out: Path) -> str:
     """Write the figure's files into `out` from its finished runs; returns the table, in Markdown."""
-    return plan.figure.page(plan, out)
+    return plan.figure.page.write(plan, out)
 
 
 __all__ = ["FIGURES", "Figure", "Plan", "plan", "play", "write"]

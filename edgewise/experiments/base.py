@@ -1,26 +1,31 @@
-"""What a figure is: runs by scale, and the reference's own words to hold them against."""
+"""What a figure is: runs by scale, what the reference says of them, and the page they become."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from edgewise.config import Config
 
 
+class Page(Protocol):
+    def write(self, plan: Plan, out: Path) -> str:
+        """Write NAME.csv, NAME.png and NAME.md into `out` from its finished runs; returns the last one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the reference. `curves` gives each run its label, in the order of the legend and table."""
+    """A figure of the reference."""
 
     title: str
     source: str  # which figure or paragraph of the reference
     statement: str  # what the reference says, in our words
-    curves: dict[str, str]
-    expected: dict[str, str]  # what the reference says of each run
     scales: tuple[str, ...]
-    runs: Callable[[str], dict[str, Config]]
-    page: Callable[[Plan, Path], str]  # writes NAME.csv, .png and .md into a folder; returns the table
+    runs: Callable[[str], dict[str, Config]]  # by scale; their seeds count from the one that is asked for
+    page: Page
 
 
 @dataclass(frozen=True)

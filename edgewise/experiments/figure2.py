@@ -11,8 +11,8 @@ from dataclasses import replace
 from edgewise.config import Config
 from edgewise.data.batches import Augment
 from edgewise.data.partition import Iid, Labels
-from edgewise.experiments import page
 from edgewise.experiments.base import Figure
+from edgewise.experiments.page import Curves
 from edgewise.models.norms import Batch, Group
 from edgewise.schedules import Cosine
 
@@ -56,21 +56,22 @@ FIGURE = Figure(
         "random; with group normalisation and with Fixup it comes close to batch normalisation on IID "
         "data, group normalisation a little below."
     ),
-    curves={
-        "iid-batch": "batch norm, IID",
-        "skewed-fixup": "Fixup, 2 classes a device",
-        "iid-group": "group norm, IID",
-        "skewed-group": "group norm, 2 classes a device",
-        "skewed-batch": "batch norm, 2 classes a device",
-    },
-    expected={
-        "iid-batch": "the reference level",
-        "skewed-fixup": "close to the reference level",
-        "iid-group": "not shown",
-        "skewed-group": "close to the reference level, a little below",
-        "skewed-batch": "random predictions",
-    },
     scales=tuple(SCALES),
     runs=runs,
-    page=page.write,
+    page=Curves(
+        labels={
+            "iid-batch": "batch norm, IID",
+            "skewed-fixup": "Fixup, 2 classes a device",
+            "iid-group": "group norm, IID",
+            "skewed-group": "group norm, 2 classes a device",
+            "skewed-batch": "batch norm, 2 classes a device",
+        },
+        expected={
+            "iid-batch": "the reference level",
+            "skewed-fixup": "close to the reference level",
+            "iid-group": "not shown",
+            "skewed-group": "close to the reference level, a little below",
+            "skewed-batch": "random predictions",
+        },
+    ),
 )

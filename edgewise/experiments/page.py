@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,48 @@ from edgewise.report.curves import Curve, draw
 COLUMNS = ("run", "round", "step", "examples_seen", "accuracy", "loss", "train_loss")
 
 
-def write(plan: Plan, out: Path) -> str:
-    """Write the figure's three files into `out` from its finished runs; returns the table, in Markdown."""
-    rows = {name: [r for r in records.rows(out / "runs" / name) if "accuracy" in r] for name in plan.runs}
-    summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
-    records.write(out / f"{plan.name}.csv", _csv(rows))
-    curves = [
-        Curve(label, [r["step"] for r in rows[name]], [r["accuracy"] for r in rows[name]])
-        for name, label in plan.figure.curves.items()
-    ]
-    classes = len(next(iter(summaries.values()))["per_class"])
-    picture = draw(curves, plan.figure.title, subtitle(plan), chance=1 / classes)
-    records.write(out / f"{plan.name}.png", picture)
-    page = _page(plan, summaries)
-    records.write(out / f"{plan.name}.md", page)
-    return page
+@dataclass(frozen=True)
+class Curves:
+    """Accuracy over steps. By run: its label, in the order of the legend, and what the reference says."""
+
+    labels: dict[str, str]
+    expected: dict[str, str]
+
+    def write(self, plan: Plan, out: Path) -> str:
+        rows = {name: [r for r in records.rows(out / "runs" / name) if "accuracy" in r] for name in plan.runs}
+        summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
+        records.write(out / f"{plan.name}.csv", _csv(rows))
+        curves = [
+            Curve(label, [r["step"] for r in rows[name]], [r["accuracy"] for r in rows[name]])
+            for name, label in self.labels.items()
+        ]
+        classes = len(next(iter(summaries.values()))["per_class"])
+        picture = draw(curves, plan.figure.title, subtitle(plan), chance=1 / classes)
+        records.write(out / f"{plan.name}.png", picture)
+        page = self._page(plan, summaries)
+        records.write(out / f"{plan.name}.md", page)
+        return page
+
+    def _page(self, plan: Plan, summaries: dict[str, dict[str, Any]]) -> str:
+        figure = plan.figure
+        lines = [
+            f"# {figure.title}",
+            "",
+            f"{figure.source} of the reference: {subtitle(plan)}.",
+            "",
+            f"The reference: {figure.statement}",
+            "",
+            "| run | the reference | accuracy at the end | mean of last 10 evaluations | best | seconds |",
+            "|---|---|--:|--:|--:|--:|",
+        ]
+        for name, label in self.labels.items():
+            s = summaries[name]
+            numbers = [f"{s[key]:.1%}" for key in ("accuracy", "last10_accuracy", "best_accuracy")]
+            lines.append(f"| {label} | {self.expected[name]} | {' | '.join(numbers)} | {s['seconds']:.0f} |")
+        command = f"edgewise reproduce {plan.name} --scale {plan.scale}"
+        seed = next(iter(plan.runs.values())).seed
+        lines += ["", f"Command: `{command}{f' --seed {seed}' if seed else ''}`", ""]
+        return "\n".join(lines)
 
 
 def subtitle(plan: Plan) -> str:
@@ -45,25 +73,3 @@ def _csv(rows: dict[str, list[dict[str, Any]]]) -> str:
     for name, evaluations in rows.items():
         lines.writerows({"run": name, **evaluation} for evaluation in evaluations)
     return out.getvalue()
-
-
-def _page(plan: Plan, summaries: dict[str, dict[str, Any]]) -> str:
-    figure = plan.figure
-    lines = [
-        f"# {figure.title}",
-        "",
-        f"{figure.source} of the reference: {subtitle(plan)}.",
-        "",
-        f"The reference: {figure.statement}",
-        "",
-        "| run | the reference | accuracy at the end | mean of last 10 evaluations | best | seconds |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for name, label in figure.curves.items():
-        s = summaries[name]
-        numbers = [f"{s[key]:.1%}" for key in ("accuracy", "last10_accuracy", "best_accuracy")]
-        lines.append(f"| {label} | {figure.expected[name]} | {' | '.join(numbers)} | {s['seconds']:.0f} |")
-    command = f"edgewise reproduce {plan.name} --scale {plan.scale}"
-    seed = next(iter(plan.runs.values())).seed
-    lines += ["", f"Command: `{command}{f' --seed {seed}' if seed else ''}`", ""]
-    return "\n".join(lines)

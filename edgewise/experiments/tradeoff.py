@@ -57,27 +57,30 @@ class Cell:
         return [100 * (base.accuracies[seed] - self.accuracies[seed]) for seed in shared]
 
 
-def write(plan: Plan, out: Path) -> str:
-    """Write the figure's three files into `out` from its finished runs; returns the table, in Markdown."""
-    summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
-    cells = gather(plan, summaries)
-    records.write(out / f"{plan.name}.csv", _csv(plan, summaries))
-    points = [
-        Point(
-            label=cell.label,
-            group=codecs.text(codecs.inner(cell.config.codec)).split(":")[0],
-            bytes=cell.sent,
-            accuracy=cell.mean,
-            panel=cell.panel,
-            spread=_half(list(cell.accuracies.values())),
-            baseline=cell is _base(cells, cell),
-        )
-        for cell in cells
-    ]
-    records.write(out / f"{plan.name}.png", draw(points, plan.figure.title, subtitle(plan)))
-    page = _page(plan, cells)
-    records.write(out / f"{plan.name}.md", page)
-    return page
+@dataclass(frozen=True)
+class Tradeoff:
+    """Accuracy over what a device sent, a panel for each algorithm and partition."""
+
+    def write(self, plan: Plan, out: Path) -> str:
+        summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
+        cells = gather(plan, summaries)
+        records.write(out / f"{plan.name}.csv", _csv(plan, summaries))
+        points = [
+            Point(
+                label=cell.label,
+                group=codecs.text(codecs.inner(cell.config.codec)).split(":")[0],
+                bytes=cell.sent,
+                accuracy=cell.mean,
+                panel=cell.panel,
+                spread=_half(list(cell.accuracies.values())),
+                baseline=cell is _base(cells, cell),
+            )
+            for cell in cells
+        ]
+        records.write(out / f"{plan.name}.png", draw(points, plan.figure.title, subtitle(plan)))
+        page = _page(plan, cells)
+        records.write(out / f"{plan.name}.md", page)
+        return page
 
 
 def gather(plan: Plan, summaries: dict[str, dict[str, Any]]) -> list[Cell]:

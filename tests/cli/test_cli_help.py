@@ -29,12 +29,12 @@ def seconds(*arguments: str) -> float:
     return after.children_user - before.children_user + after.children_system - before.children_system
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("reproduce", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("report", "--help")])
 def test_help_comes_within_half_a_second(arguments: tuple[str, ...]) -> None:
     assert statistics.median(seconds(*arguments) for _ in range(5)) < 0.5
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["reproduce", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["reproduce", "--help"], ["report", "--help"], ["--version"]])
 def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     program = f"""
 import sys
