@@ -93,7 +93,7 @@ class Memories:
 
     def sweep(self) -> None:
         """Remove the files that no device needs any more, once the last note is in a checkpoint."""
-        if self.folder and self.folder.exists():
+        if self.folder and self.folder.is_dir():
             needed = {self._file(version) for version in self.filed | self.named}
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name) and path not in needed:
