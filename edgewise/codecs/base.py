@@ -74,8 +74,8 @@ class Codec(Protocol):
     def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
         """The vector (P,) that a payload stands for, in memory of its own, on the CPU.
 
-        PayloadError if the payload cannot be one; what a lossy codec decodes is finite. Whatever the bytes, less memory is taken than eight such
-        vectors and eight times `bound`.
+        PayloadError if the payload cannot be one; what a lossy codec decodes is finite. Whatever the
+        bytes, less memory is taken than eight such vectors and eight times `bound`.
         """
         ...
 
