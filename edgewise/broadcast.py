@@ -164,8 +164,8 @@ class Differences:
 
     def _missed(self, device: int) -> Sequence[bytes]:
         """The payloads that take the device from what it holds to this round's state; none for a newcomer."""
-        behind = self.round - self.held.get(device, -1)
-        return self.log[-behind:] if 0 < behind <= len(self.log) and device in self.held else ()
+        behind = self.round - self.held.get(device, 0)  # the log is shorter than all rounds
+        return self.log[-behind:] if 0 < behind <= len(self.log) else ()
 
 
 def _framed(payload: int) -> int:

@@ -115,6 +115,39 @@ def test_a_factor_of_zero_moves_nothing(algorithm: Algorithm) -> None:
     assert torch.equal(after.state.params, before.params)
 
 
+@every_algorithm
+def test_the_server_s_momentum_can_be_taken_away(algorithm: Algorithm) -> None:
+    """All else is as it was: a device learns the same, and one step from rest goes the same way."""
+    without, momentum = algorithm.without_momentum()
+    assert type(without) is type(algorithm) and without.without_momentum() == (without, 0.0)
+    assert 0 <= momentum < 1 and without.sync_every == algorithm.sync_every
+    model = tiny()
+    start, updates = model.read(), []
+    for one in (algorithm, without):
+        model.write(start)
+        updates.append(one.learn(model, batches(0, 0, one.sync_every), 0.5)[0].clone())
+    assert torch.equal(*updates)
+    servers = [one.start(start.clone()) for one in (algorithm, without)]
+    assert servers[1].momentum.shape == (0,) and (servers[0].momentum.numel() > 0) == (momentum > 0)
+    for one, server in zip((algorithm, without), servers, strict=True):
+        one.step(server, State(updates[0].clone(), model.buffers), 0.5, model.layout)
+    apart = (servers[0].state.params - servers[1].state.params).abs().max()
+    nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
+    assert apart > 1e-3 if nesterov else apart == 0
+
+
+def test_who_sends_gradients_leaves_the_rate_to_the_server() -> None:
+    """So an update grows with the rate where the algorithm says that it sends none."""
+    for algorithm in EVERY:
+        model, sizes = tiny(), []
+        start = model.read()
+        for factor in (1.0, 0.5):
+            model.write(start)
+            update, _ = algorithm.learn(model, batches(0, 0, algorithm.sync_every), factor)
+            sizes.append(float(update.norm()))
+        assert (sizes[0] == sizes[1]) == algorithm.sends_gradients, algorithm
+
+
 # ---- by hand ----
 
 

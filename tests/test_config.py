@@ -10,7 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD
-from edgewise.codecs import CODECS
+from edgewise.codecs import (
+    CODECS,
+    DGC,
+    STC,
+    Codec,
+    Feedback,
+    Half,
+    Levels,
+    PowerSGD,
+    RandomK,
+    Raw,
+    TopK,
+    Zstd,
+)
+from edgewise.codecs import around, inner, parse, text, without_feedback
 from edgewise.config import VERSION, Config, read_toml
 from edgewise.data.batches import Augment
 from edgewise.data.partition import Dirichlet, Iid, Labels, Partition, Quantity
@@ -47,12 +61,41 @@ algorithms: st.SearchStrategy[Any] = st.one_of(
     st.builds(SyncSGD, optimizers),
     st.builds(FedAvg, optimizers, counts, amounts, amounts),
 )
+shares = st.floats(1e-6, 1)
+widths = st.sampled_from([8, 16, 32])
+plain_codecs: st.SearchStrategy[Codec] = st.one_of(
+    st.sampled_from([parse(name) for name in CODECS]).map(inner),
+    st.builds(Half, st.booleans()),
+    st.builds(Levels, st.sampled_from([1, 2, 4]), st.booleans()),
+    st.builds(TopK, shares, widths),
+    st.builds(STC, shares),
+    st.builds(RandomK, shares),
+    st.builds(DGC, shares, st.integers(0, 10**6), widths, st.floats(0, 0.999)),
+    st.builds(PowerSGD, st.integers(1, 99), st.sampled_from([16, 32])),
+)
+codecs_up = st.builds(
+    lambda codec, stage, feedback: around(codec, stage=stage, feedback=feedback),
+    plain_codecs,
+    st.booleans(),
+    st.booleans(),
+)
+codecs_down = codecs_up.map(without_feedback).filter(lambda codec: not isinstance(inner(codec), DGC))
 lengths = st.one_of(
     st.just({}), st.fixed_dictionaries({"epochs": amounts}), st.fixed_dictionaries({"steps": counts})
 )
+
+
+def config_of(length: dict[str, Any], codec: Codec, algorithm: Any, **rest: Any) -> Config:
+    clash = isinstance(inner(codec), DGC) and algorithm.sgd.nesterov
+    return Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
+
+
 configs = st.builds(
-    lambda length, **rest: Config(**rest, **length),
+    config_of,
     lengths,
+    codecs_up,
+    algorithms,
+    codec_down=codecs_down,
     data=words,
     data_dir=st.none() | words,
     devices=st.just(40),
@@ -60,7 +103,6 @@ configs = st.builds(
     model=words,
     width=counts,
     norm=norms,
-    algorithm=algorithms,
     batch=counts,
     schedule=schedules,
     warmup_epochs=amounts,
@@ -101,6 +143,100 @@ def test_the_file_says_its_version_first() -> None:
 def test_what_is_left_out_is_the_default() -> None:
     assert Config.of({}) == Config()
     assert Config.of(dict.fromkeys(setting.name for setting in SETTINGS)) == Config()
+
+
+# ---- codecs ----
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "down", "written"),
+    [
+        ("none", Raw(), Raw(), "none"),
+        ("none:zstd", Zstd(Raw()), Zstd(Raw()), "none:zstd"),
+        ("topk:0.02", Feedback(TopK(0.02)), TopK(0.02), "topk:0.02"),
+        ("topk:0.02:nofeedback", TopK(0.02), TopK(0.02), "topk:0.02:nofeedback"),
+        ("topk", Feedback(TopK(0.01)), TopK(0.01), "topk:0.01"),
+        ("topk:zstd:0.02:8", Feedback(Zstd(TopK(0.02, 8))), Zstd(TopK(0.02, 8)), "topk:0.02:8:zstd"),
+        ("sign:nofeedback:zstd", Zstd(inner(parse("sign"))), Zstd(inner(parse("sign"))), None),
+        ("dgc:0.001:50", DGC(0.001, 50), None, "dgc:0.001:50"),
+        ("dgc:0.001:50:zstd", Zstd(DGC(0.001, 50)), None, "dgc:0.001:50:zstd"),
+    ],
+)
+def test_a_codec_by_its_text(form: str, codec: Codec, down: Codec | None, written: str | None) -> None:
+    config = Config.of({"codec": form})
+    assert config.codec == codec and config.codec_down == Raw()
+    assert written is None or config.flat()["codec"] == written
+    assert Config.of(config.flat()) == config
+    if down:  # the way down has no feedback around it: the next difference is that
+        config = Config.of({"codec_down": form})
+        assert config.codec_down == down and config.codec == Raw()
+        assert Config.of(config.flat()) == config
+
+
+def test_set_reaches_into_codecs(tmp_path: Path) -> None:
+    extras = {"codec.share": "0.02", "codec_down.bits": 16}
+    config = Config.of({"codec": "topk:0.1:zstd", "codec_down": "topk:0.5", "set": extras})
+    assert config.codec == Feedback(Zstd(TopK(0.02))) and config.codec_down == TopK(0.5, 16)
+    assert "set" not in config.flat(), "it is in the codec's text"
+    (tmp_path / "c.toml").write_text(config.toml())
+    assert Config.of(read_toml(tmp_path / "c.toml")) == config
+    with pytest.raises(EdgewiseError, match=r"^set: 'codec.share' is unknown; one of: .*norm.groups"):
+        Config.of({"codec": "sign", "set": {"codec.share": 0.02}})
+    with pytest.raises(EdgewiseError, match=r"^set: 'codec.x' is unknown; one of: .*codec.bits, codec.share"):
+        Config.of({"codec": "topk", "set": {"codec.x": 1}})
+    with pytest.raises(EdgewiseError, match=r"^set: codec.share cannot be 'x'; it is a number$"):
+        Config.of({"codec": "topk", "set": {"codec.share": "x"}})
+    with pytest.raises(EdgewiseError, match=r"share is 2; legal: above 0, up to 1"):
+        Config.of({"codec": "topk", "set": {"codec.share": 2}})
+
+
+@pytest.mark.parametrize(
+    ("flat", "says"),
+    [
+        ({"codec_down": "dgc:0.01"}, "^codec_down: dgc is for devices' updates"),
+        ({"codec_down": "dgc:0.01:zstd"}, "^codec_down: dgc is for devices' updates"),
+        (
+            {"codec": "dgc:0.01", "nesterov": True},
+            "^codec: dgc moves plain momentum to the devices, not Nest",
+        ),
+        (
+            {"codec": "dgc:zstd", "nesterov": True},
+            "^codec: dgc moves plain momentum to the devices, not Nest",
+        ),
+        ({"codec": "none:nofeedback"}, "^codec: 'none:nofeedback': none has no feedback around it"),
+        ({"codec": "dgc:nofeedback"}, "^codec: 'dgc:nofeedback': dgc has no feedback around it"),
+        ({"codec_down": "none:zstd:nofeedback"}, "^codec_down: .*: none has no feedback"),
+        ({"codec": "topk:2"}, "^codec topk: share is 2; legal: above 0, up to 1$"),
+        ({"codec": "topk:x"}, r"^codec: 'topk:x' does not fit the form topk\[:share\]\[:bits\]$"),
+        ({"codec": "zstd"}, "^codec: 'zstd' is unknown; one of: none, half"),
+        ({"codec_down": "topkk"}, "^codec_down: 'topkk' is unknown; one of: none, half"),
+        ({"codec": "qsgd:3"}, "qsgd: 3 bits a value; legal are 2, 4 and 8"),
+    ],
+)
+def test_a_codec_that_cannot_be_is_named(flat: dict[str, Any], says: str) -> None:
+    with pytest.raises(EdgewiseError, match=says) as told:
+        Config.of(flat)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"codec_down": parse("topk:0.1")}, "^codec_down: takes no feedback around it"),
+        ({"codec_down": DGC()}, "^codec_down: dgc is for devices' updates"),
+        ({"codec": DGC(), "algorithm": SyncSGD(SGD(nesterov=True))}, "^codec: dgc moves plain momentum"),
+        ({"codec": "topk:0.1"}, "none of: none, half"),
+        ({"codec_down": None}, "none of: none, half"),
+    ],
+)
+def test_a_codec_made_in_python_is_checked_too(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(EdgewiseError, match=says):
+        Config(**wrong)
+
+
+@given(codecs_up)
+def test_a_codec_comes_back_from_its_text(codec: Codec) -> None:
+    assert parse(text(codec)) == codec
 
 
 # ---- what has no flag of its own ----

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edgewise import data, records, rounds
+from edgewise import data, records, rounds, specs
 from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD
 from edgewise.assemble import Parts, assemble
 from edgewise.codecs import CODECS
@@ -25,8 +26,8 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import Labels
 from edgewise.device import Memory, Reply, Task
 from edgewise.engines import Engine, Fused, Inline
-from edgewise.engines.base import Memories
 from edgewise.errors import EdgewiseError
+from edgewise.memories import Memories
 from edgewise.models import MODELS
 from edgewise.models.norms import NORMS, DeviceBatchNorm2d
 from edgewise.optimizers import SGD
@@ -61,12 +62,17 @@ def config(model: str = "resnet18", norm: str = "group", **settings: object) -> 
     return replace(plain, **settings)
 
 
+def remembering(steps: dict[int, int] | None) -> Memories:
+    """What devices remember that stand at these places, with nothing owed."""
+    return Memories({"steps": steps or {}, "filed": []})
+
+
 def inline(parts: Parts, steps: dict[int, int] | None = None) -> Inline:
-    return Inline(parts.devices, parts.model, parts.work, Memories(parts.config.codec, steps))
+    return Inline(parts.devices, parts.model, parts.work, remembering(steps))
 
 
 def fused(parts: Parts, together: int, steps: dict[int, int] | None = None) -> Fused:
-    memories = Memories(parts.config.codec, steps)
+    memories = remembering(steps)
     return Fused(parts.devices, parts.model, parts.work, memories, together=together)
 
 
@@ -85,7 +91,7 @@ def task_at(parts: Parts, state: State, number: int = 1) -> Task:
 def combined(parts: Parts, replies: Sequence[Reply]) -> tuple[State, list[float]]:
     mean, losses = Mean(parts.model.read()), []
     for reply in replies:
-        update = parts.config.codec.decode(reply.payload, parts.model.layout.count, torch.float64)
+        update = parts.config.codec.decode(reply.payload, parts.model.layout, torch.float64)
         mean.add(State(update, reply.buffers), reply.examples)
         losses += reply.losses
     return mean.value(), losses
@@ -117,11 +123,11 @@ def test_fused_gives_what_the_loop_gives(
     assert found_losses == pytest.approx(losses, abs=1e-12)
     assert norm != "batch" or (expected.buffers - state.buffers).abs().max() > 1e-3
     assert torch.equal(state.params, kept.params) and torch.equal(state.buffers, kept.buffers)
-    for total in ("examples", "bytes_up"):
-        assert sum(getattr(r, total) for r in joined) == sum(getattr(r, total) for r in apart)
+    assert sum(r.examples for r in joined) == sum(r.examples for r in apart)
+    assert [r.bytes_each for r in joined for _ in r.devices] == [r.bytes_each for r in apart]
     assert [d for r in joined for d in r.devices] == [d for r in apart for d in r.devices] == list(cohort)
     for engine in (loop, fast):
-        engine.memories.commit()
+        engine.memories.commit(cohort)
     assert loop.memories.steps() == fast.memories.steps()
     parts.model.check()
 
@@ -146,7 +152,7 @@ def test_fused_runs_end_where_the_loop_ends(
     assert isinstance(engine, Fused) and engine.together == together
     assert_close(ends[1], ends[0])
     for one, two in zip(*rows, strict=True):
-        for name in ("examples_seen", "bytes_up", "bytes_down"):
+        for name in ("examples_seen", "bytes_up", "bytes_down", "bytes_up_each", "bytes_down_each"):
             assert getattr(one, name) == getattr(two, name)
         assert one.train_loss == pytest.approx(two.train_loss, abs=1e-10)
 
@@ -233,7 +239,7 @@ def test_asking_twice_without_a_commit_gives_the_same_bits(digits: Dataset, name
     parts.model.buffers.fill_(7)
     second = list(engine.ask(task, range(DEVICES)))
     assert all(same(one, two) for one, two in zip(first, second, strict=True))
-    engine.memories.commit()
+    engine.memories.commit(range(DEVICES))
     every = parts.config.algorithm.sync_every
     assert engine.memories.steps() == {device: every for device in range(DEVICES)}
     assert engine.memories.pending == {}
@@ -248,7 +254,7 @@ def test_a_device_that_is_not_asked_stays_where_it_is(digits: Dataset, name: str
     engine = ENGINES[name](parts, {2: 10, 5: 20})
     for cohort in ((1, 2), (2, 7)):
         list(engine.ask(task_at(parts, state), cohort))
-        engine.memories.commit()
+        engine.memories.commit(cohort)
     assert engine.memories.steps() == {1: every, 2: 10 + 2 * every, 5: 20, 7: every}
 
 
@@ -260,7 +266,7 @@ def test_resuming_at_a_place_gives_what_running_through_gives(digits: Dataset, n
     for number in range(3):
         through = list(engine.ask(task_at(parts, state, number), range(DEVICES)))
         places = engine.memories.steps()
-        engine.memories.commit()
+        engine.memories.commit(range(DEVICES))
     resumed = ENGINES[name](parts, places)
     again = list(resumed.ask(task_at(parts, state, 2), range(DEVICES)))
     assert all(same(one, two) for one, two in zip(through, again, strict=True))
@@ -268,12 +274,12 @@ def test_resuming_at_a_place_gives_what_running_through_gives(digits: Dataset, n
 
 def test_an_answer_proposes_and_changes_nothing(digits: Dataset) -> None:
     parts = parts_for("fedavg", digits)
-    task, memory = task_at(parts, parts.model.read()), Memory(5, None)
+    task, memory = task_at(parts, parts.model.read()), Memory(5)
     state, kept = task.state, task.state.clone()
     device = parts.devices[3]
     reply, after = device.answer(task, parts.model, parts.work, memory)
     again, later = device.answer(task, parts.model, parts.work, memory)
-    assert memory == Memory(5, None) and after == later == Memory(7, None)
+    assert memory == Memory(5) and after == later == Memory(7)
     assert same(reply, again)
     assert reply.devices == (3,) and reply.examples == 2 * SIZE and len(reply.losses) == 1
     assert torch.equal(state.params, kept.params) and torch.equal(state.buffers, kept.buffers)
@@ -293,18 +299,27 @@ def test_a_device_trains_on_the_batches_of_its_own_steps(digits: Dataset) -> Non
     assert set(torch.cat([y for _, y in found]).tolist()) <= {2, 3}  # labels:2: device 6 shares with 1
 
 
-def test_bytes_up_are_payload_and_buffers_of_every_device() -> None:
-    reply = Reply((1, 2, 3), b"12345", torch.zeros(4, dtype=torch.float64), 30, (0.0, 0.0, 0.0))
-    assert reply.bytes_up == 3 * (5 + 4 * 8)
-
-
 # ---- every pair, not every product ----
 
-PAIRS = {
-    *(("resnet18", norm, algorithm, "none") for norm in NORMS for algorithm in ALGORITHMS),
-    *(("resnet18", norm, "sync-sgd", codec) for norm in NORMS for codec in CODECS),
-    *((model, "group", algorithm, codec) for model in MODELS for algorithm in ALGORITHMS for codec in CODECS),
-}
+
+def texts() -> list[str]:
+    """A text of every codec, with a value where it has no default, and of a lossless stage."""
+    needed = {name: [slot for slot in fields(CODECS[name]) if slot.default is MISSING] for name in CODECS}
+    values = {int: "2", float: "0.1"}
+    return ["none:zstd"] + [
+        ":".join([name, *(values[specs.kind_of(slot)] for slot in slots)]) for name, slots in needed.items()
+    ]
+
+
+def pairs() -> set[tuple[str, str, str, str]]:
+    """Every codec with every norm, model and algorithm, every algorithm with every norm and model."""
+    turns = cycle(ALGORITHMS)
+    found = {("resnet18", norm, algorithm, "none") for norm in NORMS for algorithm in ALGORITHMS}
+    found |= {(model, "group", algorithm, "none") for model in MODELS for algorithm in ALGORITHMS}
+    for codec in texts():
+        found |= {("resnet18", norm, next(turns), codec) for norm in NORMS if norm != "batch-sync"}
+        found.add(("fixup-resnet18", "group", next(turns), codec))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -316,23 +331,26 @@ def specks() -> Dataset:
 
 
 @pytest.mark.parametrize("fused", ["off", "on"])
-@pytest.mark.parametrize("pair", sorted(PAIRS), ids=" ".join)
+@pytest.mark.parametrize("pair", sorted(pairs()), ids=" ".join)
 def test_every_pair_runs_two_rounds_or_is_refused(
     specks: Dataset, tmp_path: Path, pair: tuple[str, ...], fused: str
 ) -> None:
     flat = dict(zip(("model", "norm", "algorithm", "codec"), pair, strict=True))
-    sizes = {"devices": 3, "partition": "labels:2", "width": 4, "batch": 4, "lr": 0.01}
+    sizes = {"devices": 2, "partition": "labels:3", "width": 4, "batch": 4, "lr": 0.01}
     every = min(2, ALGORITHMS[flat["algorithm"]]().sync_every)
     cfg = Config.of({**flat, **sizes, "fused": fused, "sync_every": every, "steps": 2 * every})
-    exact = cfg.algorithm.fusable and cfg.codec.lossless
+    exact = cfg.algorithm.sends_gradients and flat["codec"] == "none"
     if (fused == "on" and not exact) or (fused == "off" and flat["norm"] == "batch-sync"):
         with pytest.raises(EdgewiseError, match=r"^(fused|norm): "):
-            list(rounds.run(cfg, tmp_path / "run", dataset=specks))
+            assemble(cfg, specks)
         return
     first, last = rounds.run(cfg, tmp_path / "run", dataset=specks)
     assert math.isfinite(first.train_loss) and math.isfinite(last.train_loss)
     assert last.accuracy is not None and last.loss is not None
-    start = assemble(cfg, specks).model.module.state_dict()
-    for name, tensor in load_file(tmp_path / "run" / records.MODEL).items():
-        assert tensor.isfinite().all()
-        assert not torch.equal(tensor, start[name]) or flat["model"] == "fixup-resnet18", name
+    layers = assemble(cfg, specks).model.module.state_dict()
+    end = load_file(tmp_path / "run" / records.MODEL)
+    assert all(tensor.isfinite().all() for tensor in end.values())
+    still = {name for name, tensor in end.items() if torch.equal(tensor, layers[name])}
+    # A sparse codec may leave a short vector as it was; and Fixup's zeros hide what lies behind them.
+    assert not still or (cfg.codec.lossless, flat["model"]) != (True, "resnet18"), still
+    assert len(still) < len(end)

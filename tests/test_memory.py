@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 
 from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.assemble import Parts, assemble
+from edgewise.codecs import parse
 from edgewise.config import Config
 from edgewise.data import Dataset
+from edgewise.memories import Memories
 from edgewise.optimizers import SGD
 from edgewise.rounds import Progress, _round
 
@@ -29,11 +32,11 @@ def specks() -> Dataset:
     return Dataset.of("specks", train=(images, labels), test=(images[:4], labels[:4]))
 
 
-def parts_for(algorithm: Algorithm, devices: int, fused: str, dataset: Dataset) -> Parts:
-    return assemble(
-        Config(devices=devices, width=8, algorithm=algorithm, batch=1, steps=2, eval_every=0, fused=fused),
-        dataset,
+def parts_for(algorithm: Algorithm, devices: int, fused: str, dataset: Dataset, codec: str = "none") -> Parts:
+    config = Config(
+        devices=devices, width=8, algorithm=algorithm, batch=1, steps=3, eval_every=0, fused=fused
     )
+    return assemble(replace(config, codec=parse(codec)), dataset)
 
 
 def new_vectors(size: int) -> int:
@@ -43,18 +46,20 @@ def new_vectors(size: int) -> int:
     return len({storage.data_ptr() for storage in storages if storage.nbytes() >= size})
 
 
-def most_held(parts: Parts) -> tuple[int, float]:
-    """In one round: the most vectors alive beside the model while a device trains, and the peak of Python's
-    own memory (payloads are bytes) in vectors."""
+def most_held(parts: Parts, folder: Path | None = None, rounds: int = 1) -> tuple[int, float]:
+    """In some rounds: the most vectors alive beside the model while a device trains, and the peak of Python's
+    own memory (payloads are bytes) in vectors. `folder`: of memories, of which two vectors may be in RAM."""
     size, held = parts.model.params.nbytes, [0]
-    progress = Progress(parts.config.algorithm.start(parts.model.read()))
+    progress = Progress.start(parts)
     engine = parts.engine()
+    engine.memories = Memories(None, folder, budget=2 * size)
     hook = parts.model.module.register_forward_hook(lambda *_: held.append(new_vectors(size)))
     gc.collect()
     gc.freeze()  # what is there now is not seen by get_objects
     tracemalloc.start()
     try:
-        _round(parts, engine, progress)
+        for _ in range(rounds):
+            _round(parts, engine, progress)
         return max(held), tracemalloc.get_traced_memory()[1] / size
     finally:
         tracemalloc.stop()
@@ -70,6 +75,19 @@ def test_a_round_over_many_devices_holds_what_one_over_few_holds(
     assert few[0] == many[0] <= 4
     assert few[1] >= 1  # a payload was seen
     assert many[1] < few[1] + 1
+
+
+@pytest.mark.parametrize("codec", ["topk:0.01", "powersgd:1", "dgc:0.01"])
+def test_what_devices_owe_is_held_up_to_a_budget(specks: Dataset, tmp_path: Path, codec: str) -> None:
+    sizes = {3: "few", 12: "many"}
+    few, many = (
+        most_held(parts_for(ALGORITHMS["sync-sgd"], devices, "off", specks, codec), tmp_path / name, rounds=2)
+        for devices, name in sizes.items()
+    )
+    assert few[0] <= many[0] <= few[0] + 1 and many[0] <= 4 + 2
+    assert many[1] < few[1] + 1
+    held = most_held(parts_for(ALGORITHMS["sync-sgd"], 12, "off", specks, codec), rounds=2)
+    assert held[0] >= 12, "without a folder, all of them"
 
 
 # The round's own process: it counts from where the data is loaded and PyTorch has trained once, before there

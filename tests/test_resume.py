@@ -14,6 +14,7 @@ from command import Done, Running, edgewise, start, until
 
 from edgewise import data, records
 from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.codecs import RandomK, parse
 from edgewise.config import Config
 from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
@@ -22,7 +23,7 @@ from edgewise.models.norms import Batch
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
 from edgewise.rounds import run
-from edgewise.schedules import Plateau
+from edgewise.schedules import Cosine, Plateau
 
 TINY = Config(devices=4, batch=8, width=4, steps=5, eval_every=2)
 WAYS = {
@@ -33,6 +34,9 @@ WAYS = {
     "cohort": replace(TINY, algorithm=FedAvg(sync_every=2, server_momentum=0.5), cohort=0.5),
     "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
+    "dgc": replace(TINY, codec=parse("dgc:0.01:4"), schedule=Cosine()),
+    "powersgd": replace(TINY, codec=parse("powersgd:2"), algorithm=FedAvg(sync_every=2)),
+    "down": replace(TINY, codec_down=RandomK(0.1), cohort=0.5, steps=8),
 }
 FILES = (records.CONFIG, records.ROUNDS, records.PARTITION, records.MODEL, records.SUMMARY)
 
@@ -155,6 +159,11 @@ FLAGS: dict[str, tuple[object, ...]] = {
         "--eval-every",
         3,
     ),
+    "topk": ("--codec", "topk:0.01", "--schedule", "cosine"),
+    "dgc": ("--codec", "dgc:0.01:8", "--schedule", "cosine"),
+    "powersgd": (*FEDAVG, "--codec", "powersgd:2", "--norm", "batch"),
+    "down": (*FEDAVG, "--codec-down", "topk:0.1:zstd", "--cohort", 0.5, "--codec", "int8"),
+    "drawn": ("--codec", "qsgd:4:nofeedback", "--cohort", 0.75),
 }
 
 
@@ -167,14 +176,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return {name: left(folder / name) for name in FLAGS}
 
 
-def begin(folder: Path, *flags: object) -> Running:
-    return start(*LONG, *flags, "--out", folder, "--resume", folder=folder.parent)
+def begin(folder: Path, *flags: object, program: str | None = None) -> Running:
+    return start(*LONG, *flags, "--out", folder, "--resume", folder=folder.parent, program=program)
 
 
-def finish(folder: Path, *flags: object) -> Done:
-    done = begin(folder, *flags).wait()
+def finish(folder: Path, *flags: object, program: str | None = None) -> Done:
+    done = begin(folder, *flags, program=program).wait()
     assert done.status == 0, done
+    assert memories(folder) == named(folder), "no file is left that nothing needs"
     return done
+
+
+def memories(folder: Path) -> set[str]:
+    """The files of devices' memories."""
+    place = folder / records.MEMORIES
+    return {path.name for path in place.iterdir()} if place.exists() else set()
+
+
+def named(folder: Path) -> set[str]:
+    """Those that the checkpoint names."""
+    note = Checkpoint.load(folder / records.CHECKPOINT).note["memories"]
+    return {f"{device}-{note['steps'][str(device)]}.safetensors" for device in note["filed"]}
 
 
 def kill_after(running: Running, folder: Path, rounds: int, delay: float = 0) -> None:
@@ -185,12 +207,12 @@ def kill_after(running: Running, folder: Path, rounds: int, delay: float = 0) ->
     assert running.wait().status in (-signal.SIGKILL, 0)  # 0: it was faster than we
 
 
-KILLED = [(name, 0) for name in FLAGS] + [("batch", 1000), ("cohort", 1000)]
+KILLED = [(name, 0) for name in FLAGS] + [("batch", 1000), ("cohort", 1000), ("down", 0.02)]
 
 
 @pytest.mark.parametrize(("name", "seconds"), KILLED)
 def test_a_killed_run_ends_in_the_same_model(
-    alone: dict[str, Any], name: str, seconds: int, tmp_path: Path
+    alone: dict[str, Any], name: str, seconds: float, tmp_path: Path
 ) -> None:
     chance = random.Random(f"{name} {seconds}")
     out = tmp_path / "run"
@@ -204,6 +226,30 @@ def test_a_killed_run_ends_in_the_same_model(
         assert records.rows(out)[: len(kept) - 1] == kept[: len(kept) - 1]
 
 
+# The command, with so little room in RAM that all that devices remember lies in files all the time.
+SPILLING = """
+from functools import partial
+import edgewise.assemble, edgewise.cli
+edgewise.assemble.Memories = partial(edgewise.assemble.Memories, budget=0)
+edgewise.cli.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("powersgd", 1000)])
+def test_a_run_killed_with_its_memories_in_files(
+    alone: dict[str, Any], name: str, seconds: float, tmp_path: Path
+) -> None:
+    chance = random.Random(f"spilling {name} {seconds}")
+    out, more = tmp_path / "run", (*FLAGS[name], "--checkpoint-seconds", seconds)
+    for _ in range(3):
+        kept = len(records.rows(out)) if out.exists() else 0
+        kill_after(begin(out, *more, program=SPILLING), out, kept + 1, chance.random() / 20)
+        if (out / records.CHECKPOINT).exists():
+            assert memories(out) >= named(out), "what the checkpoint needs is there"
+    finish(out, *more, program=SPILLING)
+    assert left(out) == alone[name]
+
+
 STAGES = [records.PARTITION, records.ROUNDS, records.CONFIG, records.CHECKPOINT, records.MODEL]
 
 
@@ -215,6 +261,18 @@ def test_a_run_killed_as_it_writes_a_file(alone: dict[str, Any], file: str, tmp_
     running.wait()
     finish(tmp_path / "run")
     assert left(tmp_path / "run") == alone["group"]
+
+
+@pytest.mark.parametrize("file", ["3-3.safetensors", ".2-4.safetensors.part"])
+def test_a_run_killed_as_it_writes_a_memory(alone: dict[str, Any], file: str, tmp_path: Path) -> None:
+    flags = (*FLAGS["dgc"], "--checkpoint-seconds", 0)
+    running = begin(tmp_path / "run", *flags)
+    place = tmp_path / "run" / records.MEMORIES / file
+    until(lambda: place.exists() or len(records.rows(tmp_path / "run")) > 5)  # some are there for an instant
+    running.send(signal.SIGKILL)
+    running.wait()
+    finish(tmp_path / "run", *flags)
+    assert left(tmp_path / "run") == alone["dgc"]
 
 
 @pytest.mark.slow

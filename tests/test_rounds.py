@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgewise import data, models, records
+from edgewise import data, models, records, wire
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.assemble import assemble
+from edgewise.codecs import DGC, TopK, parse
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
@@ -22,12 +23,13 @@ from edgewise.models.norms import Batch, Group
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
 from edgewise.rounds import Round, cohort, run, total_rounds
-from edgewise.schedules import Plateau
+from edgewise.schedules import Cosine, Plateau
 from edgewise.vector import FlatModel, Layout
 
 TINY = Config(devices=4, batch=8, width=4, steps=5, eval_every=2)
 FIXUP = "fixup-resnet18"
-CONTRACT = {"round", "step", "examples_seen", "lr", "train_loss", "bytes_up", "bytes_down", "seconds"}
+CONTRACT = {"round", "step", "examples_seen", "lr", "train_loss", "seconds"}
+CONTRACT |= {"bytes_up", "bytes_down", "bytes_up_each", "bytes_down_each"}
 EVALUATED = {"accuracy", "loss", "per_class"}
 
 
@@ -72,10 +74,11 @@ def test_rounds_jsonl_keeps_its_contract(finished: Path) -> None:
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows] == [3, 6, 9, 11]
     assert [row["examples_seen"] for row in rows] == [step * 8 * 2 for step in (3, 6, 9, 11)]
-    # Half of four devices, each with all parameters and buffers in four bytes.
+    # Half of four devices, each with all parameters and buffers in four bytes, in a frame.
     model = load_file(finished / records.MODEL)
-    sent = 2 * 4 * sum(tensor.numel() for tensor in model.values())
-    assert [(row["bytes_up"], row["bytes_down"]) for row in rows] == [(sent, sent)] * 4
+    each = wire.LENGTH + 4 * sum(tensor.numel() for tensor in model.values())
+    for way in ("up", "down"):
+        assert [(row[f"bytes_{way}_each"], row[f"bytes_{way}"]) for row in rows] == [(each, 2 * each)] * 4
     assert all(0 < row["train_loss"] < 10 and row["seconds"] > 0 for row in rows)
     # A tenth of an epoch of 1,438 examples, 16 a step, is 9 steps of warm-up from a tenth of 0.05.
     share = 0.1 * 1438 / 16
@@ -112,6 +115,21 @@ def test_summary_json_keeps_its_contract(finished: Path) -> None:
     for name in ("bytes_up", "bytes_down", "seconds"):
         assert summary[name] == pytest.approx(sum(row[name] for row in rows), abs=0.01)
     assert 0 <= summary["per_device"]["worst"] <= summary["per_device"]["mean"] <= 1
+
+
+def test_bytes_are_told_for_each_device_where_they_differ(tmp_path: Path) -> None:
+    config = replace(TINY, steps=4, cohort=3, codec=parse("int8:zstd"), codec_down=TopK(0.1))
+    list(run(config, tmp_path))
+    rows = strict(tmp_path / records.ROUNDS)
+    for row in rows:
+        for way in ("up", "down"):
+            total, each = row[f"bytes_{way}"], row[f"bytes_{way}_each"]
+            assert type(each) is int or (len(each) == 3 and len(set(each)) > 1)
+            assert total == (3 * each if type(each) is int else sum(each))
+    assert type(rows[0]["bytes_down_each"]) is int, "all are newcomers"
+    assert any(type(row["bytes_up_each"]) is list for row in rows), "no two updates shrink alike"
+    summary = records.summary(tmp_path) or {}
+    assert summary["bytes_up"] == sum(row["bytes_up"] for row in rows)
 
 
 def test_last10_is_of_the_last_ten_evaluations(tmp_path: Path) -> None:
@@ -187,6 +205,10 @@ WAYS = {
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
     "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
     "fixup": replace(TINY, model=FIXUP),
+    "topk": replace(TINY, codec=parse("topk:0.01")),
+    "dgc": replace(TINY, codec=parse("dgc:0.01:3"), cohort=0.5),
+    "drawn": replace(TINY, codec=parse("qsgd:4:nofeedback"), codec_down=parse("randomk:0.1:nofeedback")),
+    "powersgd": replace(TINY, codec=parse("powersgd:2"), algorithm=FedAvg(sync_every=2), norm=Batch()),
 }
 
 
@@ -196,6 +218,62 @@ def test_a_seed_repeats_a_run_and_another_does_not(config: Config, tmp_path: Pat
     assert played(config, tmp_path / "again") == first
     rows, digest = played(replace(config, seed=1), tmp_path / "other")
     assert digest != first[1] and rows != first[0]
+
+
+# ---- what a codec does to a run ----
+
+
+@pytest.mark.parametrize(
+    "algorithm", [SyncSGD(SGD(0.05)), FedAvg(SGD(0.05), sync_every=2, server_momentum=0.5)], ids=["1", "2"]
+)
+@pytest.mark.parametrize("way", ["codec", "codec_down"])
+def test_all_values_sent_are_no_compression(tmp_path: Path, algorithm: Any, way: str) -> None:
+    """With top-k of everything a run is the plain one, but for float32 where the run has float64."""
+    config = replace(TINY, algorithm=algorithm, precision="fp64", fused="off")
+    plain, _ = played(config, tmp_path / "plain")
+    codec = parse("topk:1") if way == "codec" else TopK(1.0)
+    all_sent, _ = played(replace(config, **{way: codec}), tmp_path / "all")
+    few_sent, _ = played(replace(config, **{way: parse("topk:0.01:nofeedback")}), tmp_path / "few")
+    losses, found, others = ([row["train_loss"] for row in rows] for rows in (plain, all_sent, few_sent))
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert others != pytest.approx(losses, rel=1e-5)
+
+
+def test_dgc_that_sends_everything_has_no_momentum(tmp_path: Path) -> None:
+    """Momentum factor masking: what was sent starts from rest, so nothing is left of the velocity."""
+    config = replace(TINY, algorithm=SyncSGD(SGD(0.05, 0.9, 5e-4)), precision="fp64", schedule=Cosine())
+    dgc, _ = played(replace(config, codec=DGC(1.0, warmup=0)), tmp_path / "dgc")
+    plain, _ = played(replace(config, algorithm=SyncSGD(SGD(0.05, 0.0, 5e-4))), tmp_path / "plain")
+    heavy, _ = played(config, tmp_path / "heavy")
+    losses, found, others = ([row["train_loss"] for row in rows] for rows in (plain, dgc, heavy))
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert others != pytest.approx(losses, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [SyncSGD(), FedAvg(sync_every=2, server_momentum=0.5)], ids=["sync-sgd", "fedavg"]
+)
+def test_dgc_moves_momentum_to_the_devices(tmp_path: Path, algorithm: Any) -> None:
+    list(run(replace(TINY, algorithm=algorithm, codec=DGC(0.01)), tmp_path))
+    checkpoint = Checkpoint.load(tmp_path / records.CHECKPOINT)
+    assert checkpoint.tensors["momentum"].shape == (0,)
+    note = checkpoint.note["memories"]
+    for device in note["filed"]:
+        path = tmp_path / records.MEMORIES / f"{device}-{note['steps'][str(device)]}.safetensors"
+        assert Checkpoint.load(path).tensors["velocity"].count_nonzero() > 100
+    assert note["filed"] == [0, 1, 2, 3]
+    (kept,) = [line for line in (tmp_path / records.CONFIG).read_text().splitlines() if "codec =" in line]
+    assert kept == 'codec = "dgc:0.01"', "the config says what was asked for"
+
+
+def test_dgc_without_momentum_on_the_server_has_its_own(tmp_path: Path) -> None:
+    for own, names in ((0.0, {"residual"}), (0.8, {"residual", "velocity"})):
+        codec = DGC(0.01, warmup=0, momentum=own)
+        config = replace(TINY, algorithm=FedAvg(sync_every=2), codec=codec)
+        list(run(config, tmp_path / str(own)))
+        files = sorted((tmp_path / str(own) / records.MEMORIES).iterdir())
+        assert len(files) == 4
+        assert all(Checkpoint.load(path).tensors.keys() == names for path in files)
 
 
 def test_the_cohort_is_addressed_by_its_round() -> None:
@@ -291,6 +369,38 @@ def test_a_model_that_is_no_longer_finite_is_not_kept(
         list(run(config, tmp_path / "run", checkpoint_seconds=seconds))
     assert not (tmp_path / "run" / records.CHECKPOINT).exists()
     assert records.summary(tmp_path / "run") is None
+
+
+@pytest.mark.usefixtures("spoilt")
+@pytest.mark.parametrize("codec", ["topk:0.1", "dgc:0.1", "int8", "sign:zstd", "topk:0.1:nofeedback"])
+@pytest.mark.parametrize("algorithm", [SyncSGD(), FedAvg(sync_every=1)], ids=["sync-sgd", "fedavg"])
+def test_an_update_that_is_not_finite_names_the_device(algorithm: Any, codec: str, tmp_path: Path) -> None:
+    config = replace(TINY, model="spoilt_models:steep", algorithm=algorithm, codec=parse(codec), cohort=2)
+    first = cohort(config, 1)[0]
+    with pytest.raises(EdgewiseError) as told:
+        list(run(config, tmp_path / "run", checkpoint_seconds=0))
+    says = f"round 1, device {first}: the update is not finite; training diverged (try a lower lr"
+    assert str(told.value).startswith(says) and "\n" not in str(told.value)
+    assert not (tmp_path / "run" / records.CHECKPOINT).exists()
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_a_state_that_cannot_be_sent_names_the_round(tmp_path: Path) -> None:
+    config = replace(TINY, model="spoilt_models:steep", eval_every=0, codec_down=TopK(0.1))
+    with pytest.raises(EdgewiseError, match=r"^round 1: the model is no longer finite; training diverged \("):
+        list(run(config, tmp_path / "run"))
+    assert not (tmp_path / "run" / records.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("codec", ["topk:0.01", "dgc:0.01", "sign", "powersgd:2", "randomk:0.1:nofeedback"])
+def test_a_run_that_diverges_with_a_codec_keeps_its_last_good_checkpoint(codec: str, tmp_path: Path) -> None:
+    config = replace(TINY, algorithm=SyncSGD(SGD(lr=1e9)), steps=20, eval_every=0, codec=parse(codec))
+    says = r"^round \d+(, device \d)?: (the loss|the update|the model) is .*; training diverged \("
+    with pytest.raises(EdgewiseError, match=says):
+        list(run(config, tmp_path, checkpoint_seconds=0))
+    kept = Checkpoint.load(tmp_path / records.CHECKPOINT)
+    assert len(strict(tmp_path / records.ROUNDS)) >= kept.note["round"] > 0
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
 
 
 @pytest.mark.usefixtures("spoilt")

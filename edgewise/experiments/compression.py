@@ -84,7 +84,7 @@ def _config(base: Config, algorithm: str, partition: str, text: str) -> Config:
 
 FIGURE = Figure(
     title="Accuracy against bytes: ResNet18, 10 devices",
-    source="The reference's second post is about compression; its results are not to be found",
+    source="The subject of the reference's second post, whose results are not to be found",
     statement=(
         "The reference names the uplink as what limits training on devices, and compression as the answer."
     ),
