@@ -83,7 +83,14 @@ class Config:
             raise EdgewiseError(
                 "codec_down: takes no feedback around it; what is lost is in the next difference"
             )
-        if isinstance(codecs.inner(self.codec), codecs.DGC) and self.algorithm.sgd.nesterov:
+        down = codecs.without_feedback(codecs.parse(codecs.text(self.codec_down, feedback=False)))
+        if codecs.parse(codecs.text(self.codec)) != self.codec or down != self.codec_down:
+            raise EdgewiseError(
+                f"codec: {self.codec!r}, {self.codec_down!r}: config.toml has no words for one of them; "
+                "put a stage inside the feedback, one of each, and none around what needs none"
+            )
+        moves = isinstance(codecs.inner(self.codec), codecs.DGC)
+        if moves and self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
             raise EdgewiseError(
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
             )
@@ -131,7 +138,8 @@ class Config:
         algorithm: Any = self.algorithm
         values: dict[str, Any] = {name: getattr(self, name) for name in NAMES if hasattr(self, name)}
         values |= {name: specs.text(table, getattr(self, name)) for name, table in TABLES.items()}
-        values |= {name: codecs.text(getattr(self, name)) for name in CODED}
+        values["codec"] = codecs.text(self.codec)
+        values["codec_down"] = codecs.text(self.codec_down, feedback=False)
         values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
         values["algorithm"] = specs.name_of(ALGORITHMS, algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}

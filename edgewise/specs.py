@@ -37,14 +37,14 @@ def parse(table: Mapping[str, Any], text: str, what: str) -> Any:
     return table[name](**values)
 
 
-def text(table: Mapping[str, Any], value: Any, shown: int = 0) -> str:
+def text(table: Mapping[str, Any], value: Any, least: int = 0) -> str:
     """The text form of a value of the table.
 
-    Fields that hold their default are left out at the end, but not the first `shown` ones.
+    Fields that hold their default are left out at the end, but not the first `least` ones.
     """
     name = name_of(table, value)
     words = [(slot, getattr(value, slot.name)) for slot in fields(value)]
-    while len(words) > shown and words[-1][1] == words[-1][0].default:
+    while len(words) > least and words[-1][1] == words[-1][0].default:
         words.pop()
     shown = [s.name if _flag(s) else _short(v) for s, v in words if not (_flag(s) and not v)]
     return ":".join([name, *shown])

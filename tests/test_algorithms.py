@@ -133,7 +133,21 @@ def test_the_server_s_momentum_can_be_taken_away(algorithm: Algorithm) -> None:
         one.step(server, State(updates[0].clone(), model.buffers), 0.5, model.layout)
     apart = (servers[0].state.params - servers[1].state.params).abs().max()
     nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
-    assert apart > 1e-3 if nesterov else apart == 0
+    decayed = algorithm.sgd.weight_decay if algorithm.sends_gradients else 0
+    assert apart > 1e-3 if nesterov else apart <= 10 * decayed
+
+
+def test_weight_decay_pulls_as_hard_without_the_momentum() -> None:
+    """Two hundred steps of nothing but decay: momentum made it ten times as strong in the long run."""
+    algorithm, layout = SyncSGD(SGD(lr=0.1, momentum=0.9, weight_decay=5e-3)), line(0, 0).layout
+    ends = []
+    for one in (algorithm, algorithm.without_momentum()[0], SyncSGD(SGD(0.1, 0.0, 5e-3))):
+        server = one.start(State(torch.ones(2), torch.zeros(0)))
+        for _ in range(200):
+            server = one.step(server, State(torch.zeros(2), torch.zeros(0)), 1.0, layout)
+        ends.append(float(server.state.params[0]))
+    assert ends[0] == pytest.approx(ends[1], rel=0.06)
+    assert ends[2] > 2 * ends[0]
 
 
 def test_who_sends_gradients_leaves_the_rate_to_the_server() -> None:

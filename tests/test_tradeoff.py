@@ -52,7 +52,7 @@ def summaries() -> dict[str, dict[str, float]]:
 
 def test_runs_that_differ_in_their_seed_alone_are_one_point() -> None:
     cells = gather(PLAN, summaries())
-    assert [cell.label for cell in cells] == ["none", "topk:0.01", "none", "topk:0.01, int8:nofeedback down"]
+    assert [cell.label for cell in cells] == ["none", "topk:0.01", "none", "topk:0.01, int8 down"]
     assert [list(cell.accuracies) for cell in cells] == [[0, 1, 2], [0, 1], [0], [0]]
     assert [cell.sent for cell in cells] == [1000, 100, 500, 500]  # by one of four devices
     assert cells[0].mean == pytest.approx(2 / 3)
@@ -82,7 +82,7 @@ def test_the_table_is_that_of_the_runs(played: Path) -> None:
     page = (played / "bytes.md").read_text()
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"]
     rows = [row for row in rows if row[0] != "codec" and not row[0].startswith("-")]
-    assert [row[0] for row in rows] == ["none", "topk:0.01", "none", "topk:0.01, int8:nofeedback down"]
+    assert [row[0] for row in rows] == ["none", "topk:0.01", "none", "topk:0.01, int8 down"]
     found = {name: records.summary(played / "runs" / name) or {} for name in RUNS}
     accuracies = [found[name]["accuracy"] for name in ("none", "none-seed1", "none-seed2")]
     low, high = 100 * min(accuracies), 100 * max(accuracies)

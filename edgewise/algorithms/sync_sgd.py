@@ -41,7 +41,10 @@ class SyncSGD:
         return Server(state, self.sgd.start(state.params))
 
     def without_momentum(self) -> tuple[SyncSGD, float]:
-        return replace(self, sgd=replace(self.sgd, momentum=0.0, nesterov=False)), self.sgd.momentum
+        """Weight decay stays here and went through the momentum as well: so much more of it is needed."""
+        sgd, momentum = self.sgd, self.sgd.momentum
+        decay = sgd.weight_decay / (1 - momentum) if momentum < 1 else sgd.weight_decay
+        return replace(self, sgd=replace(sgd, momentum=0.0, nesterov=False, weight_decay=decay)), momentum
 
     def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
         (batch,) = batches

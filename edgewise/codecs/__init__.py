@@ -61,12 +61,12 @@ def parse(text: str, what: str = "codec") -> Codec:
     return around(codec, stage=STAGE in words, feedback=NO_FEEDBACK not in words)
 
 
-def text(codec: Codec) -> str:
-    """The text form of a codec."""
+def text(codec: Codec, feedback: bool = True) -> str:
+    """The text form of a codec; `feedback`: whether there would be some, so that its absence is named."""
     own = inner(codec)
-    words = [specs.text(CODECS, own, shown=1)]  # topk:0.01, whatever the default
+    words = [specs.text(CODECS, own, least=1)]  # topk:0.01, whatever the default
     words += [STAGE] * isinstance(without_feedback(codec), Zstd)
-    words += [NO_FEEDBACK] * (_needs_feedback(own) and not isinstance(codec, Feedback))
+    words += [NO_FEEDBACK] * (feedback and _needs_feedback(own) and not isinstance(codec, Feedback))
     return ":".join(words)
 
 

@@ -7,7 +7,8 @@ https://arxiv.org/abs/1901.09847
 
 So the decoded updates add up to the true ones, less one last residual. With a learning rate that changes
 (synchronous SGD sends gradients, which the server multiplies by it), it is the steps that must add up: the
-residual is kept in their unit.
+residual is kept in their unit. That is exact for a server without momentum; one with momentum applies an
+update at later rates too, so what is owed is weighed by the rate of its sending.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        down = codecs.text(self.config.codec_down)
+        down = codecs.text(self.config.codec_down, feedback=False)
         return codecs.text(self.config.codec) + (f", {down} down" if down != "none" else "")
 
     @property

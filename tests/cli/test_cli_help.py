@@ -97,7 +97,8 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
             "threads": 1,
             "seed": 9,
         },
-        **{"data": "digits", "model": "resnet18", "codec": "none", "engine": "inline"},
+        **{"data": "digits", "model": "resnet18", "engine": "inline"},
+        **{"codec": "topk:0.1:zstd", "codec_down": "int8"},
     }
     flags: list[object] = []
     for name, value in values.items():
