@@ -85,7 +85,6 @@ def test_what_devices_owe_is_held_up_to_a_budget(specks: Dataset, tmp_path: Path
         for devices, name in sizes.items()
     )
     assert few[0] <= many[0] <= few[0] + 1 and many[0] <= 4 + 2
-    assert many[1] < few[1] + 1
     held = most_held(parts_for(ALGORITHMS["sync-sgd"], 12, "off", specks, codec), rounds=2)
     assert held[0] >= 12, "without a folder, all of them"
 
