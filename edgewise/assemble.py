@@ -137,7 +137,7 @@ def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
     own = codecs.inner(codec)
     if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
         algorithm, momentum = algorithm.without_momentum()
-        codec = codecs.exchange(codec, replace(own, momentum=own.momentum or momentum))
+        codec = codecs.exchange(codec, replace(own, momentum=momentum or own.momentum))
     agreed = wire.Expected(
         kind=wire.Kind.UPDATE,
         layout=wire.layout_mark(model.layout.digest),

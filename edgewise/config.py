@@ -89,10 +89,20 @@ class Config:
                 f"codec: {self.codec!r}, {self.codec_down!r}: config.toml has no words for one of them; "
                 "put a stage inside the feedback, one of each, and none around what needs none"
             )
-        moves = isinstance(codecs.inner(self.codec), codecs.DGC)
-        if moves and self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
+        own = codecs.inner(self.codec)
+        if isinstance(own, codecs.DGC):
+            self._check_dgc(own)
+
+    def _check_dgc(self, dgc: codecs.DGC) -> None:
+        if self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
             raise EdgewiseError(
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
+            )
+        _, moved = self.algorithm.without_momentum()
+        if dgc.momentum and moved and dgc.momentum != moved:
+            raise EdgewiseError(
+                f"codec: dgc takes over the server's momentum ({moved:g}), "
+                f"so its own cannot be another ({dgc.momentum:g}); leave it out"
             )
 
     @property

@@ -90,7 +90,9 @@ lengths = st.one_of(
 
 
 def config_of(length: dict[str, Any], codec: Codec, algorithm: Any, **rest: Any) -> Config:
-    clash = isinstance(inner(codec), DGC) and algorithm.sgd.nesterov
+    own, moved = inner(codec), algorithm.without_momentum()[1]
+    nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
+    clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
     return Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
 
 
@@ -214,7 +216,8 @@ def test_set_reaches_into_codecs(tmp_path: Path) -> None:
         ({"codec": "topk:x"}, r"^codec: 'topk:x' does not fit the form topk\[:share\]\[:bits\]$"),
         ({"codec": "zstd"}, "^codec: 'zstd' is unknown; one of: none, half"),
         ({"codec_down": "topkk"}, "^codec_down: 'topkk' is unknown; one of: none, half"),
-        ({"codec": "qsgd:3"}, "qsgd: 3 bits a value; legal are 2, 4 and 8"),
+        ({"codec": "topk:0.1:zstd:zstd"}, "codec: 'topk:0.1:zstd:zstd' says 'zstd' twice"),
+        ({"codec": "qsgd:3"}, "codec qsgd: bits is 3; legal: 2, 4, 8"),
     ],
 )
 def test_a_codec_that_cannot_be_is_named(flat: dict[str, Any], says: str) -> None:
@@ -223,12 +226,23 @@ def test_a_codec_that_cannot_be_is_named(flat: dict[str, Any], says: str) -> Non
     assert "\n" not in str(told.value)
 
 
+def test_dgc_leaves_local_nesterov_alone() -> None:
+    """What it moves is the server's momentum, and federated averaging has none here."""
+    assert Config(codec=DGC(), algorithm=FedAvg(SGD(nesterov=True))).codec == DGC()
+    assert Config(codec=DGC(momentum=0.5), algorithm=FedAvg()).codec == DGC(momentum=0.5)
+    assert Config(codec=DGC(momentum=0.9)).codec == DGC(momentum=0.9)  # the same as is moved
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"codec_down": parse("topk:0.1")}, "^codec_down: takes no feedback around it"),
         ({"codec_down": DGC()}, "^codec_down: dgc is for devices' updates"),
         ({"codec": DGC(), "algorithm": SyncSGD(SGD(nesterov=True))}, "^codec: dgc moves plain momentum"),
+        ({"codec": DGC(momentum=0.5)}, r"^codec: dgc takes over the server's momentum \(0.9\), .* \(0.5\)"),
+        ({"codec": Zstd(Feedback(TopK()))}, "^codec: .* config.toml has no words for one of them"),
+        ({"codec": Feedback(DGC())}, "^codec: .* config.toml has no words for one of them"),
+        ({"codec_down": Zstd(Feedback(TopK()))}, "^codec: .* config.toml has no words for one of them"),
         ({"codec": "topk:0.1"}, "none of: none, half"),
         ({"codec_down": None}, "none of: none, half"),
     ],

@@ -54,6 +54,9 @@ NO_FEEDBACK, STAGE = "nofeedback", "zstd"
 def parse(text: str, what: str = "codec") -> Codec:
     """The codec that `text` stands for; EdgewiseError naming `what` and the legal forms."""
     name, *words = str(text).split(":")
+    for word in (NO_FEEDBACK, STAGE):
+        if words.count(word) > 1:
+            raise EdgewiseError(f"{what}: {text!r} says {word!r} twice")
     kept = [word for word in words if word not in (NO_FEEDBACK, STAGE)]
     codec: Codec = specs.parse(CODECS, ":".join([name, *kept]), what)
     if NO_FEEDBACK in words and not _needs_feedback(codec):

@@ -60,7 +60,7 @@ class Levels:
 
     def __post_init__(self) -> None:
         if self.bits not in LEVELS:
-            raise EdgewiseError(f"levels: {self.bits} bits a value; legal are 1, 2 and 4")
+            raise EdgewiseError(f"codec levels: bits is {self.bits}; legal: 1, 2, 4")
 
     @property
     def _form(self) -> Blocks:

@@ -50,7 +50,7 @@ class QSGD:
 
     def __post_init__(self) -> None:
         if self.bits not in FORMS:
-            raise EdgewiseError(f"qsgd: {self.bits} bits a value; legal are 2, 4 and 8")
+            raise EdgewiseError(f"codec qsgd: bits is {self.bits}; legal: 2, 4, 8")
 
     @property
     def levels(self) -> int:

@@ -60,10 +60,12 @@ class Curves:
 
 
 def subtitle(plan: Plan) -> str:
-    """What the runs have in common, for under the title."""
+    """What the runs have in common, for under the title, and their seeds."""
     config = next(iter(plan.runs.values()))
+    seeds = sorted({config.seed for config in plan.runs.values()})
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-    return f"{config.data}, width {config.width}, {length}, seed {config.seed} ({plan.scale} scale)"
+    return f"{config.data}, width {config.width}, {length}, {named} ({plan.scale} scale)"
 
 
 def _csv(rows: dict[str, list[dict[str, Any]]]) -> str:

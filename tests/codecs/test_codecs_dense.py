@@ -517,6 +517,6 @@ def test_half_refuses_what_is_not_finite(bf16: bool, bad: float) -> None:
 @pytest.mark.parametrize("codec", [QSGD, Levels])
 @pytest.mark.parametrize("bits", [-1, 0, 3, 5, 16])
 def test_other_bits_are_refused_in_one_line(codec: type[QSGD] | type[Levels], bits: int) -> None:
-    with pytest.raises(EdgewiseError, match=f"{bits} bits a value; legal are") as error:
+    with pytest.raises(EdgewiseError, match=f"bits is {bits}; legal: ") as error:
         codec(bits)
     assert "\n" not in str(error.value)
