@@ -143,6 +143,15 @@ def test_runs_of_a_figure_are_runs_like_any(played: Path, tmp_path: Path) -> Non
         assert alone["model_digest"] == there["model_digest"]
 
 
+def test_runs_whose_names_hold_dots_are_runs_of_their_own(tmp_path: Path) -> None:
+    names = ("topk-0.02", "topk-0.04", "topk-0.02-seed1")
+    plan = replace(PLAN, runs={name: replace(TINY, seed=number) for number, name in enumerate(names)})
+    experiments.play(plan, tmp_path, jobs=2)
+    for number, name in enumerate(names):
+        assert Config.of(read_toml(tmp_path / "runs" / name / records.CONFIG)).seed == number
+        assert (tmp_path / "runs" / f"{name}.log").exists()
+
+
 def test_a_figure_is_not_played_over_another(played: Path) -> None:
     with pytest.raises(EdgewiseError, match="holds a run already; give --resume, or another --out"):
         experiments.play(PLAN, played)

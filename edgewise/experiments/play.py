@@ -35,7 +35,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        return self.folder.with_suffix(".log")
+        return _beside(self.folder, ".log")
 
 
 def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None) -> None:
@@ -79,14 +79,19 @@ def _prepare(plan: Plan, out: Path, resume: bool, bars: Progress) -> list[Job]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EdgewiseError(f"{folder}: cannot be written ({error.strerror})") from None
-        records.write(folder.with_suffix(".toml"), config.toml())
+        records.write(_beside(folder, ".toml"), config.toml())
         jobs.append(Job(name, folder, bars.add_task(name, total=None, words="")))
     return jobs
 
 
+def _beside(folder: Path, suffix: str) -> Path:
+    """A file beside a run's folder. A name may hold dots, as that of "topk-0.02" does."""
+    return folder.with_name(folder.name + suffix)
+
+
 def _start(job: Job) -> Job:
     """Start a run. It begins at the beginning where nothing was committed, so `--resume` is always right."""
-    command = [sys.executable, "-m", "edgewise", "run", str(job.folder.with_suffix(".toml"))]
+    command = [sys.executable, "-m", "edgewise", "run", str(_beside(job.folder, ".toml"))]
     with job.log.open("ab") as log:
         job.process = subprocess.Popen(
             [*command, "--out", str(job.folder), "--resume"],
