@@ -55,6 +55,8 @@ CODECS = (
     "powersgd:4; then :zstd, :nofeedback"
 )
 
+NORMS = "batch, batch-sync, batch-renorm, group[:8], layer, instance, group-ws"
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
     Setting("data_dir", str, None, "folder of the data's files (else EDGEWISE_DATA, else a download)"),
@@ -62,7 +64,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("partition", str, "iid", "iid, labels:2, labels:2:overlap, dirichlet:0.1 or quantity:0.5"),
     Setting("model", str, "resnet18", "resnet18, fixup-resnet18, or package.module:function"),
     Setting("width", int, 64, "channels of the model's first stage", low=1),
-    Setting("norm", str, "group", "batch, batch-sync, group[:8], layer, instance, group-ws or none"),
+    Setting("norm", str, "group", f"{NORMS} or none"),
     Setting("algorithm", str, "sync-sgd", "sync-sgd or fedavg"),
     Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; fedavg: 10)", low=1),
     Setting("batch", int, 32, "examples a device takes per step", low=1),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.models.kinds import kinds
+from edgewise.models.outputs import logits
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ class FlatModel:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of a batch (N, C, H, W), in fp32 or wider whatever the precision inside."""
         if self.autocast is None:
-            return self.module(x)
+            return logits(self.module(x))
         with torch.autocast(x.device.type, self.autocast):
-            return self.module(x).float()
+            return logits(self.module(x)).float()
 
     def read(self) -> State:
         """A copy of the state."""

@@ -14,23 +14,23 @@ _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 def kind(model: nn.Module, parameter_name: str) -> str:
     """The kind of one parameter, one of `KINDS`.
 
-    norm: affine parameters of a normalisation layer; bias: other 1-D biases; scalar: what a model says
-    is one (Fixup's biases and scales); frozen: what requires no gradient, and so stays as it is; weight: the
-    rest. A model overrides with a method `parameter_kind(name) -> str | None`, where None leaves the answer
-    to these rules. AttributeError for a name the model lacks, EdgewiseError for a kind that does not exist.
+    norm: affine parameters of a normalisation layer; bias: other 1-D biases; scalar: what a model says is
+    one (Fixup's biases and scales); frozen: what requires no gradient, and so stays as it is; weight: the
+    rest. A model, or the module that holds the parameter (by its name there), overrides with a method
+    `parameter_kind(name) -> str | None`, where None leaves the answer to these rules. AttributeError for
+    a name the model lacks, EdgewiseError for a kind that does not exist.
     """
     parameter = model.get_parameter(parameter_name)
     if not parameter.requires_grad:
         return "frozen"
-    override = getattr(model, "parameter_kind", None)
-    chosen = override(parameter_name) if callable(override) else None
-    if chosen is not None:
-        if chosen not in KINDS:
-            raise EdgewiseError(
-                f"parameter_kind({parameter_name!r}) is {chosen!r}; use one of {', '.join(KINDS)}"
-            )
-        return str(chosen)
     owner, _, leaf = parameter_name.rpartition(".")
+    for module, name in ((model, parameter_name), (model.get_submodule(owner), leaf)):
+        override = getattr(module, "parameter_kind", None)
+        chosen = override(name) if callable(override) else None
+        if chosen is not None and chosen not in KINDS:
+            raise EdgewiseError(f"parameter_kind({name!r}) is {chosen!r}; use one of {', '.join(KINDS)}")
+        if chosen is not None:
+            return str(chosen)
     if isinstance(model.get_submodule(owner), _NORM_LAYERS):
         return "norm"
     return "bias" if parameter.ndim <= 1 and "bias" in leaf else "weight"

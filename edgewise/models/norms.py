@@ -99,6 +99,48 @@ class SyncedBatchNorm2d(_UncountedBatchNorm2d):
     """Batch norm over the whole batch, whosever it is. A marker: right only if all devices are in it."""
 
 
+class BatchRenorm2d(_UncountedBatchNorm2d):
+    """Batch renormalisation (Ioffe 2017, arXiv 1702.03275): batch norm pulled back to the running statistics.
+
+    In training a batch's own normalisation is corrected by r = std / running std, kept within 1/r_max ..
+    r_max, and d = (mean - running mean) / running std, kept within -d_max .. d_max; no gradient passes
+    through either. Within those bounds training computes what evaluation will. In eval mode this is
+    nn.BatchNorm2d. Takes activations (batch, channels, ...) of any number of dimensions.
+    """
+
+    def __init__(self, channels: int, r_max: float, d_max: float) -> None:
+        super().__init__(channels)
+        self.r_max, self.d_max = r_max, d_max
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch renorm takes (batch, channels, ...), not {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, channels, ...) to the same shape."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        running_mean, running_var = self.running_mean, self.running_var
+        assert running_mean is not None and running_var is not None
+        with torch.no_grad():
+            over = [0, *range(2, input.dim())]
+            variance, mean = torch.var_mean(input, over, correction=0)
+            spread = (running_var + self.eps).sqrt()
+            r = ((variance + self.eps).sqrt() / spread).clamp(1 / self.r_max, self.r_max)
+            d = ((mean - running_mean) / spread).clamp(-self.d_max, self.d_max)
+            count = input.numel() // input.shape[1]
+            momentum = MOMENTUM if self.momentum is None else self.momentum
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+        gain = r if self.weight is None else self.weight * r
+        shift = d if self.weight is None else self.weight * d + self.bias
+        return F.batch_norm(input, None, None, gain, shift, True, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max:g}, d_max={self.d_max:g}"
+
+
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised weights (Qiao et al. 2019, arXiv 1903.10520).
 
@@ -109,15 +151,18 @@ class WSConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, in, H, W) to (batch, out, H', W')."""
+        out: Tensor = self._conv_forward(input, self.standardised(), self.bias)
+        return out
+
+    def standardised(self) -> Tensor:
+        """The weights that are used, of the shape of `weight`."""
         fan_in = self.weight[0].numel()
         if fan_in == 1:
-            return super().forward(input)
+            return self.weight
         # The eps is on a filter's sum of squares, so that it weighs as much in wide layers as in narrow ones.
         standard = F.layer_norm(self.weight.flatten(1), (fan_in,), eps=EPS / fan_in)
         gain: float = fan_in**-0.5
-        weight = (standard * gain).view_as(self.weight)
-        out: Tensor = self._conv_forward(input, weight, self.bias)
-        return out
+        return (standard * gain).view_as(self.weight)
 
 
 def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -153,6 +198,29 @@ class BatchSync:
 
     def layer(self, channels: int) -> nn.Module:
         return SyncedBatchNorm2d(channels)
+
+
+@dataclass(frozen=True)
+class BatchRenorm:
+    """Over a device's own batch, corrected towards the running statistics (Ioffe 2017).
+
+    Bounds of the correction as its paper ends with: `r_max` 1 or more, `d_max` 0 or more; 1 and 0 are
+    batch norm.
+    """
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+    conv: ClassVar[type[nn.Conv2d]] = nn.Conv2d
+    bias: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (self.r_max >= 1 and self.d_max >= 0):
+            raise EdgewiseError(
+                f"norm: batch-renorm:{self.r_max:g}:{self.d_max:g}; legal: r_max from 1, d_max from 0"
+            )
+
+    def layer(self, channels: int) -> nn.Module:
+        return BatchRenorm2d(channels, self.r_max, self.d_max)
 
 
 @dataclass(frozen=True)
@@ -220,6 +288,7 @@ DEFAULT_NORM: Norm = Group()
 NORMS: dict[str, type[Any]] = {
     "batch": Batch,
     "batch-sync": BatchSync,
+    "batch-renorm": BatchRenorm,
     "group": Group,
     "layer": Layer,
     "instance": Instance,
