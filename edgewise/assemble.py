@@ -13,24 +13,30 @@ from torch import Tensor
 from edgewise import codecs, data, models, wire
 from edgewise.allocator import keep_freed_memory
 from edgewise.config import Config
+from edgewise.conversion import convert
 from edgewise.data import Dataset
 from edgewise.data.batches import Augment
-from edgewise.data.dataset import Split
 from edgewise.data.feed import Feed
 from edgewise.data.holdings import counts
 from edgewise.data.partition import deal
+from edgewise.data.skew import BREAKS, apart
 from edgewise.device import Device, Work
 from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.memories import Memories, Note
-from edgewise.models.norms import BatchSync, batch_coupled
+from edgewise.models.norms import BatchSync, batch_coupled, device_normed
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 EPOCHS = 10.0  # where neither epochs nor steps are given
+EXAMPLES = 16  # on which a model is converted
 EVALUATIONS = 20  # about as many as a run makes when eval_every is left open
+
+
+class SkewedNorm(EdgewiseWarning):
+    """Batch norm, whose statistics are a device's own, on devices with other labels each."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
         config = replace(config, eval_every=every)
     model = _model(config, dataset)
     config = replace(config, fused=_fused(config, model))
+    _report_skewed_norm(model, held)
     accelerated = _to(dataset, config.accelerator)
     assert config.augment is not None
     feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
@@ -124,8 +131,11 @@ def _schedule(config: Config, steps: int, examples: int) -> Schedule:
 
 
 def _model(config: Config, dataset: Dataset) -> FlatModel:
-    norm = config.norm
-    module = models.build(config.model, dataset.shape, len(dataset.classes), config.width, norm, config.seed)
+    outputs = config.objective.outputs(dataset)
+    module = models.build(config.model, dataset.shape, outputs, config.width, config.norm, config.seed)
+    if config.convert:
+        feed = Feed.of(dataset, 1, Augment(), torch.float32, 0)
+        module = convert(module, config.norm, feed.plain(dataset.train.images[:EXAMPLES])).model
     module = module.to(config.accelerator, DTYPES[config.precision])
     fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
     autocast = torch.bfloat16 if config.precision == "bf16" else None
@@ -146,7 +156,7 @@ def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
         buffers=model.buffers.nbytes,
         exact=codec.fixed,
     )
-    return Work(algorithm, codec, feed, agreed)
+    return Work(algorithm, codec, feed, agreed, config.objective)
 
 
 def _fused(config: Config, model: FlatModel) -> str:
@@ -173,10 +183,7 @@ def _fused(config: Config, model: FlatModel) -> str:
 
 
 def _to(dataset: Dataset, accelerator: str) -> Dataset:
-    def moved(split: Split) -> Split:
-        return Split(split.images.to(accelerator), split.labels.to(accelerator))
-
-    return replace(dataset, train=moved(dataset.train), test=moved(dataset.test))
+    return replace(dataset, train=dataset.train.to(accelerator), test=dataset.test.to(accelerator))
 
 
 def _report_wrapping(sizes: Tensor, batch: int) -> None:
@@ -188,5 +195,16 @@ def _report_wrapping(sizes: Tensor, batch: int) -> None:
             f"batch: {batch} is more than device {first} holds ({int(sizes[first])} examples){others}; "
             "its batches wrap around and show examples more than once",
             EdgewiseWarning,
+            stacklevel=3,
+        )
+
+
+def _report_skewed_norm(model: FlatModel, held: Tensor) -> None:
+    share = apart(held)
+    if share >= BREAKS and (names := device_normed(model.module)):
+        warnings.warn(
+            f"norm: {len(names)} batch norms meet skewed labels: {share:.0%} of class pairs share no "
+            "device; expect to lose more than ten points, and see `edgewise inspect` with the same flags",
+            SkewedNorm,
             stacklevel=3,
         )

@@ -21,6 +21,7 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, Norm
+from edgewise.objectives import OBJECTIVES, CrossEntropy, Objective
 from edgewise.optimizers import SGD
 from edgewise.schedules import SCHEDULES, Constant, Schedule
 from edgewise.settings import KINDS, NAMES, SETTINGS
@@ -30,6 +31,7 @@ DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
+    "objective": OBJECTIVES,
     "schedule": SCHEDULES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
@@ -47,6 +49,8 @@ class Config:
     model: str = "resnet18"
     width: int = 64
     norm: Norm = Group()
+    convert: bool = False
+    objective: Objective = CrossEntropy()
     algorithm: Algorithm = SyncSGD()
     batch: int = 32
     schedule: Schedule = Constant()

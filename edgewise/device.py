@@ -22,6 +22,7 @@ from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
 from edgewise.errors import EdgewiseError
 from edgewise.local import Batch
+from edgewise.objectives import CrossEntropy, Objective
 from edgewise.vector import FlatModel, Layout, State
 
 DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
@@ -98,6 +99,7 @@ class Work:
     codec: Codec
     feed: Feed
     agreed: wire.Expected  # what both ends know of every reply's frame
+    objective: Objective = CrossEntropy()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Device:
         """One round on this device, in `model` (whose state is overwritten)."""
         model.write(task.state)
         update, loss = work.algorithm.learn(
-            model, self.batches(work.feed, memory.step, task.steps), task.factor
+            model, self.batches(work.feed, memory.step, task.steps), task.factor, work.objective
         )
         if not math.isfinite(loss):
             raise EdgewiseError(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")

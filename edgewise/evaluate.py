@@ -1,18 +1,22 @@
-"""How good the shared model is: over all test examples, per class, and for each device's mix of classes."""
+"""How good the shared model is: over all test examples, per class, and for each device's mix of classes.
+
+Accuracy is the mean score of the objective (`objectives.py`): for classification, the share that is right.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edgewise.data.dataset import Split
 from edgewise.data.feed import Feed
+from edgewise.objectives import CrossEntropy, Objective
 from edgewise.vector import FlatModel
 
 BATCH = 256
+CLASSIFY = CrossEntropy()
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,19 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: FlatModel, split: Split, feed: Feed, classes: int) -> Evaluation:
+def evaluate(
+    model: FlatModel, split: Split, feed: Feed, classes: int, objective: Objective = CLASSIFY
+) -> Evaluation:
     """Evaluate the state that `model` holds, in eval mode, on every example of `split`."""
     model.module.eval()
     right, seen, loss = torch.zeros(classes), torch.zeros(classes), 0.0
     for start in range(0, len(split), BATCH):
         labels = split.labels[start : start + BATCH]
-        logits = model(feed.plain(split.images[start : start + BATCH]))
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        truth = split.truth[start : start + BATCH]
+        outputs = model(feed.plain(split.images[start : start + BATCH]))
+        loss += float(objective.losses(outputs, truth).sum())
         seen += torch.bincount(labels, minlength=classes).cpu()
-        right += torch.bincount(labels[logits.argmax(1) == labels], minlength=classes).cpu()
+        right += torch.bincount(labels, objective.scores(outputs, truth), minlength=classes).cpu()
     recall = tuple(r / s if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True))
     return Evaluation(float(right.sum() / seen.sum()), loss / len(split), recall)
 

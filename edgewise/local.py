@@ -16,7 +16,7 @@ from torch import Tensor
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel
 
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) and labels (N,)
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) and what the answers are held to, (N,) or (N, T)
 Objective = Callable[[FlatModel, Tensor, Tensor], Tensor]  # one loss per example, (N,)
 Correction = Callable[[FlatModel], None]  # changes model.grads in place
 

@@ -263,7 +263,8 @@ def _due(config: Config, number: int, rounds: int) -> bool:
 
 def _evaluation(parts: Parts, progress: Progress) -> Evaluation:
     parts.model.write(progress.server.state)
-    return evaluate(parts.model, parts.dataset.test, parts.feed, len(parts.dataset.classes))
+    classes = len(parts.dataset.classes)
+    return evaluate(parts.model, parts.dataset.test, parts.feed, classes, parts.work.objective)
 
 
 def _on(like: State, params: Tensor, buffers: Tensor) -> State:

@@ -65,6 +65,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model", str, "resnet18", "resnet18, fixup-resnet18, or package.module:function"),
     Setting("width", int, 64, "channels of the model's first stage", low=1),
     Setting("norm", str, "group", f"{NORMS} or none"),
+    Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
+    Setting(
+        "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
+    ),
     Setting("algorithm", str, "sync-sgd", "sync-sgd or fedavg"),
     Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; fedavg: 10)", low=1),
     Setting("batch", int, 32, "examples a device takes per step", low=1),

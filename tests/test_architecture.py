@@ -24,7 +24,8 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # The pipeline, first stage first. A module imports from its own line or from lines above it.
 STAGES = """
     errors randomness specs allocator wire
-    data models vector
+    data models vector conversion
+    objectives
     optimizers schedules
     local codecs
     algorithms
@@ -36,6 +37,7 @@ STAGES = """
     engines
     reconcile assemble
     rounds
+    inspection
     report experiments
     __init__
     cli

@@ -79,7 +79,7 @@ def test_runs_of_a_figure_differ_only_in_what_the_figure_is_about() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("figure9",), r"reproduce: 'figure9' is unknown; one of: figure2, compression$"),
+        (("figure9",), r"reproduce: 'figure9' is unknown; one of: figure2, compression, foresight$"),
         (("figure2", "--scale", "huge"), "--scale: 'huge' is unknown; one of: demo, laptop, paper"),
         (("figure2", "--jobs", 0), "--jobs"),
         (("figure2", "--seed", "x"), "--seed"),

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from edgewise.local import Batch
+from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
@@ -41,7 +41,13 @@ class Algorithm(Protocol):
         """The algorithm without the server's momentum, and that momentum: for who keeps it elsewhere."""
         ...
 
-    def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
+    def learn(
+        self,
+        model: FlatModel,
+        batches: Iterable[Batch],
+        factor: float,
+        objective: Objective = cross_entropy,
+    ) -> tuple[Tensor, float]:
         """Runs on a device, on a model that holds the round's state. The update (P,) and the mean loss."""
         ...
 

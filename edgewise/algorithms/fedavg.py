@@ -1,7 +1,8 @@
 """Federated averaging.
 
 Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al. 2017,
-https://arxiv.org/abs/1602.05629; server momentum (FedAvgM) after Hsu et al. 2019, https://arxiv.org/abs/1909.06335
+https://arxiv.org/abs/1602.05629; server momentum (FedAvgM) after Hsu et al. 2019,
+https://arxiv.org/abs/1909.06335
 
     each round:
         each device:  w_d = w after K steps of SGD on its own data; send u_d = w_d - w
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from edgewise import local
 from edgewise.algorithms.base import Server
-from edgewise.local import Batch
+from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
@@ -41,9 +42,15 @@ class FedAvg:
     def without_momentum(self) -> tuple[FedAvg, float]:
         return replace(self, server_momentum=0.0), self.server_momentum
 
-    def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
+    def learn(
+        self,
+        model: FlatModel,
+        batches: Iterable[Batch],
+        factor: float,
+        objective: Objective = cross_entropy,
+    ) -> tuple[Tensor, float]:
         before = model.params.clone()
-        loss = local.train(model, batches, self.sgd, factor)
+        loss = local.train(model, batches, self.sgd, factor, objective)
         return model.params - before, loss
 
     def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgewise import local
 from edgewise.algorithms.base import Server
 from edgewise.errors import EdgewiseError
-from edgewise.local import Batch
+from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
@@ -46,10 +46,16 @@ class SyncSGD:
         decay = sgd.weight_decay / (1 - momentum) if momentum < 1 else sgd.weight_decay
         return replace(self, sgd=replace(sgd, momentum=0.0, nesterov=False, weight_decay=decay)), momentum
 
-    def learn(self, model: FlatModel, batches: Iterable[Batch], factor: float) -> tuple[Tensor, float]:
+    def learn(
+        self,
+        model: FlatModel,
+        batches: Iterable[Batch],
+        factor: float,
+        objective: Objective = cross_entropy,
+    ) -> tuple[Tensor, float]:
         (batch,) = batches
         model.grads.zero_()
-        losses = local.gradient(model, batch)
+        losses = local.gradient(model, batch, objective)
         return model.grads, float(losses.mean())
 
     def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:

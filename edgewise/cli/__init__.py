@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from edgewise.cli.inspect import inspect
 from edgewise.cli.report import report
 from edgewise.cli.reproduce import reproduce
 from edgewise.cli.run import run
@@ -21,6 +22,7 @@ def edgewise() -> None:
 
 
 edgewise.add_command(run)
+edgewise.add_command(inspect)
 edgewise.add_command(reproduce)
 edgewise.add_command(report)
 

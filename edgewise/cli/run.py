@@ -53,25 +53,33 @@ def run(
 ) -> None:
     """Train one model on simulated devices."""
     from edgewise import records, rounds  # here, because they import PyTorch
-    from edgewise.config import Config, read_toml
+    from edgewise.config import Config
     from edgewise.reconcile import overlay
 
     warnings.showwarning = _say  # a note in one line, without file and source line
     warnings.simplefilter("always", EdgewiseWarning)  # whatever the environment makes of warnings
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
-    given = read_toml(config_file) if config_file else {}
-    given |= {name: value for name, value in flags.items() if value is not None}
-    if extras:
-        given["set"] = {**given.get("set", {}), **dict(_pair(extra) for extra in extras)}
+    asked = given(config_file, extras, flags)
     folder = out or _free(Path("runs"))
     again = resume and records.holds_run(folder)
-    config = overlay(folder / records.CONFIG, given) if again else Config.of(given)
+    config = overlay(folder / records.CONFIG, asked) if again else Config.of(asked)
     stopping = _Stopping()
     with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
         finished = show(play, folder, stopping)
     if not finished:
         raise click.Abort
+
+
+def given(config_file: Path | None, extras: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """The flat settings of a config file, with the flags that were given before it."""
+    from edgewise.config import read_toml
+
+    found = read_toml(config_file) if config_file else {}
+    found |= {name: value for name, value in flags.items() if value is not None}
+    if extras:
+        found["set"] = {**found.get("set", {}), **dict(_pair(extra) for extra in extras)}
+    return found
 
 
 class _Stopping:

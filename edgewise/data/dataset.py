@@ -19,10 +19,15 @@ Array = Tensor | NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, C, H, W) uint8 and their labels (N,) int64."""
+    """Images (N, C, H, W) uint8 and their labels (N,) int64.
+
+    Where something else than the label is learned, `targets` (N,) or (N, T) floats; the labels are then what
+    examples are dealt out and counted by.
+    """
 
     images: Tensor
     labels: Tensor
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -35,6 +40,30 @@ class Split:
             )
         if self.images.numel() == 0:
             raise EdgewiseError(f"a split needs at least one image with pixels, not {_kind(self.images)}")
+
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        targets = self.targets
+        if targets is None:
+            return
+        if not targets.is_floating_point() or targets.dim() not in (1, 2) or len(targets) != len(self.labels):
+            raise EdgewiseError(
+                f"targets must be floats of shape ({len(self.labels)},) or ({len(self.labels)}, T), "
+                f"not {_kind(targets)}"
+            )
+        if not bool(targets.isfinite().all()) or not targets.numel():
+            raise EdgewiseError("targets must be finite numbers, one or more an example")
+
+    @property
+    def truth(self) -> Tensor:
+        """What a model's answers are held to: the targets, or the labels where there are none."""
+        return self.labels if self.targets is None else self.targets
+
+    def to(self, accelerator: str) -> Split:
+        """The same, in an accelerator's memory."""
+        targets = None if self.targets is None else self.targets.to(accelerator)
+        return Split(self.images.to(accelerator), self.labels.to(accelerator), targets)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +90,8 @@ class Dataset:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
             shapes = f"train {_kind(self.train.images)}, test {_kind(self.test.images)}"
             raise EdgewiseError(f"dataset {self.name!r}: the images differ in shape: {shapes}")
+        if [*map(_target_shape, (self.train, self.test))] != [_target_shape(self.train)] * 2:
+            raise EdgewiseError(f"dataset {self.name!r}: train and test differ in the shape of their targets")
         self._check_labels("train", self.train)
         self._check_labels("test", self.test)
         channels = self.shape[0]
@@ -87,22 +118,29 @@ class Dataset:
         return channels, height, width
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913  (named facts of one thing, most of them optional)
         cls,
         name: str,
         *,
         train: tuple[Array, Array],
         test: tuple[Array, Array],
+        targets: tuple[Array, Array] | None = None,
         classes: Sequence[str] | None = None,
         moments: tuple[Sequence[float], Sequence[float]] | None = None,
         augment: str = "none",
     ) -> Dataset:
         """A dataset from (images, labels) pairs of arrays or tensors.
 
-        Images are uint8 (N, C, H, W), labels any integers (N,). `moments` is (mean, std) per channel in units
-        of pixel / 255, by default those of the training images; `classes` are named by number by default.
+        Images are uint8 (N, C, H, W), labels any integers (N,). `moments` is (mean, std) per channel in
+        units of pixel / 255, by default those of the training images; `classes` are named by number by
+        default. `targets`: what is learned in place of the labels, for the training and the test images,
+        (N,) or (N, T).
         """
-        splits = {"train": _split(name, "train", train), "test": _split(name, "test", test)}
+        aims = (None, None) if targets is None else targets
+        splits = {
+            which: _split(name, which, pair, aim)
+            for which, pair, aim in zip(("train", "test"), (train, test), aims, strict=True)
+        }
         if classes is None:
             top = max(int(split.labels.max()) for split in splits.values())
             classes = [str(label) for label in range(top + 1)]
@@ -110,13 +148,18 @@ class Dataset:
         return cls(name, splits["train"], splits["test"], tuple(classes), tuple(mean), tuple(std), augment)
 
 
-def _split(name: str, which: str, pair: tuple[Array, Array]) -> Split:
+def _target_shape(split: Split) -> tuple[int, ...] | None:
+    return None if split.targets is None else tuple(split.targets.shape[1:])
+
+
+def _split(name: str, which: str, pair: tuple[Array, Array], aim: Array | None) -> Split:
     images, labels = (_tensor(part) for part in pair)
+    targets = None if aim is None else _tensor(aim).float()
     # Labels of any integer width are harmless; floats or bools are more likely a mix-up of arguments.
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.to(torch.int64)
     try:
-        return Split(images.contiguous(), labels.contiguous())
+        return Split(images.contiguous(), labels.contiguous(), targets)
     except EdgewiseError as error:
         raise EdgewiseError(f"dataset {name!r}, {which}: {error}") from None
 

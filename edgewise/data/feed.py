@@ -33,7 +33,7 @@ class Feed:
         return cls(dataset.train, size, augment, mean, std, dtype, seed)
 
     def batch(self, device: int, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,)."""
+        """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,), or targets."""
         return self.joint([(device, indices, step)])
 
     def joint(self, parts: Sequence[tuple[int, Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ class Feed:
         shape = tuple(self.split.images.shape[1:])
         draws = [draw(self.augment, self.seed, device, step, self.size, shape) for device, _, step in parts]
         images = self._images(self.split.images[picked], Draws.cat(draws))
-        return images, self.split.labels[picked]
+        return images, self.split.truth[picked]
 
     def plain(self, images: Tensor) -> Tensor:
         """Images as evaluation sees them: normalised, not augmented."""

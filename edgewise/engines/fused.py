@@ -56,6 +56,6 @@ class Fused:
             self.memories.propose(id, Memory(steps[id] + 1))
         set_devices(self.model.module, len(some))
         try:
-            return local.gradient(self.model, batch, share=share)
+            return local.gradient(self.model, batch, self.work.objective, share)
         finally:
             set_devices(self.model.module, 1)

@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgewise.errors import EdgewiseError
-from edgewise.experiments import compression, figure2
+from edgewise.experiments import compression, figure2, foresight
 from edgewise.experiments.base import Figure, Plan
 from edgewise.experiments.play import play
 
-FIGURES: dict[str, Figure] = {"figure2": figure2.FIGURE, "compression": compression.FIGURE}
+FIGURES: dict[str, Figure] = {
+    "figure2": figure2.FIGURE,
+    "compression": compression.FIGURE,
+    "foresight": foresight.FIGURE,
+}
 
 
 def plan(name: str, scale: str, *, seed: int = 0, data_dir: str | None = None) -> Plan:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from edgewise.config import Config
 from edgewise.data.batches import Augment
 from edgewise.data.partition import Dirichlet, Iid, Labels, Partition, Quantity
+from edgewise.experiments.base import Figure
+from edgewise.experiments.forecast import Forecast
 from edgewise.models.norms import Batch
 from edgewise.schedules import Cosine
 
@@ -49,3 +51,16 @@ def runs(scale: str) -> dict[str, Config]:
     """The runs by the name of their split."""
     base, splits = SCALES[scale]
     return {name: replace(base, partition=split) for name, split in splits.items()}
+
+
+FIGURE = Figure(
+    title="What inspect foresees of batch norm, beside what training shows",
+    source="Section 'Non-IID'",
+    statement=(
+        "Batch normalisation fails on devices that hold few classes each: the reference shows that for two "
+        "classes a device, and no failure for IID data."
+    ),
+    scales=tuple(SCALES),
+    runs=runs,
+    page=Forecast(),
+)

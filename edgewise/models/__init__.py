@@ -53,6 +53,12 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
     return model
 
 
+def takes_norm(name: str) -> bool:
+    """Whether the model of this name is made with the run's norm; EdgewiseError as in `build`."""
+    make = MODELS[name] if name in MODELS else _imported(name)
+    return "norm" in inspect.signature(make).parameters
+
+
 def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
     """EdgewiseError unless the model turns two images into two rows of logits."""
     mode = model.training

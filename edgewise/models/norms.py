@@ -309,6 +309,15 @@ def set_devices(model: nn.Module, devices: int) -> None:
             module.devices = devices
 
 
+def device_normed(model: nn.Module) -> list[str]:
+    """Names of the norms whose statistics are a device's own batch's: what skewed labels break."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, SyncedBatchNorm2d | BatchRenorm2d)
+    ]
+
+
 def batch_coupled(model: nn.Module) -> list[str]:
     """Names of modules that bar one joint batch of all devices: foreign batch norms, active dropout.
 

@@ -1,0 +1,171 @@
+"""What to change, why, and the command that does it. Every piece rests on a number that was measured here.
+
+The thresholds and where they come from: BREAKS (data/skew.py) was chosen on made splits and judged on
+others (results/inspect); that one gradient a step is exact whatever the split, for norms that do not look
+at the batch, is a theorem (tests/test_exact.py); what codecs cost is in results/compression.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgewise import codecs
+from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.config import Config
+from edgewise.data.skew import BREAKS
+from edgewise.inspection.agreement import Agreement
+from edgewise.inspection.traffic import NETWORK, Traffic
+from edgewise.models.norms import Group
+from edgewise.settings import SETTINGS
+
+DRIFTS = 1.5  # times the diversity of IID devices' updates: beyond it, much cancels
+HEAVY, LIGHT = 4_000_000, 100_000  # bytes a device sends a round: worth a strong codec; not worth any
+CODEC = "powersgd:2:8"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One piece: what (norm, algorithm, K, codec), the change in words, the reason, and the command to
+    run.
+    """
+
+    what: str
+    change: str
+    reason: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the advice rests on. `norms`: names of norms whose statistics are a device's own; `broken`:
+    how many
+
+    of them differ between devices by more than chance; `foreign`: the model takes no norm from the run.
+    """
+
+    apart: float
+    fails: bool
+    norms: Sequence[str]
+    broken: int
+    foreign: bool
+    agreement: Sequence[Agreement]
+    traffic: Traffic
+
+
+def advise(config: Config, found: Findings) -> list[Advice]:
+    """In the order in which to act; each command has the changes before it too."""
+    made: list[Advice] = []
+    for step in (_norm, _algorithm, _codec):
+        change, reason, config = step(config, found)
+        what = step.__name__.removeprefix("_")
+        made.append(Advice(what, change, reason, command(config)))
+    return made
+
+
+def command(config: Config) -> str:
+    """The command that runs this config."""
+    flat = config.flat()
+    words = ["edgewise", "run"]
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    for name, value in flat.items():
+        if name == "set":
+            words += [word for key, v in value.items() for word in ("--set", f"{key}={v}")]
+        elif value is not None and value != defaults[name] and not _implied(name, value, flat):
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, _number(value)]
+    return shlex.join(words)
+
+
+def _implied(name: str, value: Any, flat: dict[str, Any]) -> bool:
+    """Settings that the algorithm sets to these by itself."""
+    return (name, value) in {("sync_every", 1), ("server_lr", 1.0), ("server_momentum", 0.0)} or (
+        name == "sync_every" and flat["algorithm"] == "fedavg" and value == FedAvg().sync_every
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _norm(config: Config, found: Findings) -> tuple[str, str, Config]:
+    share = f"{found.apart:.0%} of the pairs of classes meet on no device"
+    if not found.norms:
+        return "keep it", "no layer of the model takes its statistics from a device's batch", config
+    if not found.fails and not found.broken:
+        return "keep it", f"only {share}, and no layer's statistics differ by more than chance", config
+    if not found.fails:
+        return (
+            "keep it, and watch the worst device",
+            f"{share}: too few for a loss of ten points on made splits; yet {found.broken} of "
+            f"{len(found.norms)} norms see statistics that differ between devices by more than chance",
+            config,
+        )
+    changed = replace(config, norm=Group(), convert=found.foreign)
+    return (
+        "group norm in place of batch norm",
+        f"{share}, and {found.broken} of {len(found.norms)} norms see other statistics on each device than "
+        "the average that evaluation uses; group norm looks at one example at a time",
+        changed,
+    )
+
+
+def _algorithm(config: Config, found: Findings) -> tuple[str, str, Config]:
+    if not found.agreement:
+        return "keep it", "one device alone cannot disagree", config
+    if found.apart >= BREAKS:
+        told = "local steps pull a device towards its own classes, and few devices share any"
+        return "sync-sgd (K = 1)", f"{told}; one gradient a step has no drift", _synchronous(config)
+    fits = [a for a in found.agreement if a.drift < DRIFTS]
+    last, most = found.agreement[-1], max((a.steps for a in fits), default=1)
+    told = f"after {last.steps} steps updates are {last.drift:.1f} times as diverse as those of IID devices"
+    if config.algorithm.sends_gradients:
+        if most >= last.steps and found.traffic.up > LIGHT:
+            changed = replace(config, algorithm=FedAvg(config.algorithm.sgd, sync_every=most))
+            return f"fedavg with K = {most}, for {most} times fewer bytes", told, changed
+        return "sync-sgd as it is (K = 1)", f"{told}; one gradient a step has no drift at all", config
+    if most >= config.algorithm.sync_every:
+        return f"fedavg as it is (K = {config.algorithm.sync_every})", told, config
+    if most > 1:
+        return (
+            f"fedavg with K = {most}",
+            f"{told}; after {most} only {next(a.drift for a in fits if a.steps == most):.1f}",
+            replace(config, algorithm=replace_every(config.algorithm, most)),
+        )
+    return "sync-sgd (K = 1)", f"{told}; one gradient a step has no drift at all", _synchronous(config)
+
+
+def replace_every(algorithm: Any, steps: int) -> Any:
+    """The same algorithm with another K."""
+    return replace(algorithm, sync_every=steps)
+
+
+def _synchronous(config: Config) -> Config:
+    if config.algorithm.sends_gradients:
+        return config
+    return replace(config, algorithm=SyncSGD(config.algorithm.sgd))
+
+
+def _codec(config: Config, found: Findings) -> tuple[str, str, Config]:
+    up, seconds = found.traffic.up, found.traffic.seconds
+    down = found.traffic.down
+    told = f"a device sends {up:,} bytes a round and is sent {down:,}: {seconds:.1f} s on {NETWORK}"
+    if not config.codec.lossless:
+        return f"{codecs.text(config.codec)} as it is", told, config
+    if up < LIGHT:
+        return "none", f"{told}; too little to save on", config
+    name = CODEC if up >= HEAVY else "int8"
+    small = found.traffic.by_codec[name]
+    cost = "it cost 1.6 and 1.8 points in short runs (results/compression)"
+    if name != CODEC:
+        cost = "what its rounding loses comes back with the next update"
+    return (
+        f"{name}: {up / small:.0f} times fewer bytes",
+        f"{told}; {name} sends {small:,}; {cost}",
+        replace(config, codec=codecs.parse(name)),
+    )
+
+
+__all__ = ["Advice", "Findings", "advise", "command"]
