@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewise import codecs, data, models, wire
 from edgewise.allocator import keep_freed_memory
@@ -28,6 +28,7 @@ from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchSync, batch_coupled, device_normed
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
+from edgewise.weights import fill
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 EPOCHS = 10.0  # where neither epochs nor steps are given
@@ -131,15 +132,22 @@ def _schedule(config: Config, steps: int, examples: int) -> Schedule:
 
 
 def _model(config: Config, dataset: Dataset) -> FlatModel:
+    module = build_module(config, dataset).to(config.accelerator, DTYPES[config.precision])
+    fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    return FlatModel(module, Layout.of(module, fingerprint), autocast)
+
+
+def build_module(config: Config, dataset: Dataset) -> nn.Module:
+    """The model that a config names, for this data, on the CPU: converted and filled, if it says so."""
     outputs = config.objective.outputs(dataset)
     module = models.build(config.model, dataset.shape, outputs, config.width, config.norm, config.seed)
     if config.convert:
         feed = Feed.of(dataset, 1, Augment(), torch.float32, 0)
         module = convert(module, config.norm, feed.plain(dataset.train.images[:EXAMPLES])).model
-    module = module.to(config.accelerator, DTYPES[config.precision])
-    fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
-    autocast = torch.bfloat16 if config.precision == "bf16" else None
-    return FlatModel(module, Layout.of(module, fingerprint), autocast)
+    if config.start:
+        fill(module, Path(config.start))
+    return module
 
 
 def _work(config: Config, model: FlatModel, feed: Feed) -> Work:

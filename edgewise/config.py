@@ -50,6 +50,7 @@ class Config:
     width: int = 64
     norm: Norm = Group()
     convert: bool = False
+    start: str | None = None
     objective: Objective = CrossEntropy()
     algorithm: Algorithm = SyncSGD()
     batch: int = 32

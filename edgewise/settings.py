@@ -66,6 +66,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("width", int, 64, "channels of the model's first stage", low=1),
     Setting("norm", str, "group", f"{NORMS} or none"),
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
+    Setting("start", str, None, "model.safetensors to start from, in place of random weights"),
     Setting(
         "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
     ),

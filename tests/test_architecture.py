@@ -24,7 +24,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # The pipeline, first stage first. A module imports from its own line or from lines above it.
 STAGES = """
     errors randomness specs allocator wire
-    data models vector conversion
+    data models vector conversion weights
     objectives
     optimizers schedules
     local codecs
@@ -37,7 +37,8 @@ STAGES = """
     engines
     reconcile assemble
     rounds
-    inspection
+    inspection trained
+    exports
     report experiments
     __init__
     cli

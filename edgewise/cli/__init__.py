@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from edgewise.cli.export import export
 from edgewise.cli.inspect import inspect
 from edgewise.cli.report import report
 from edgewise.cli.reproduce import reproduce
@@ -23,6 +24,7 @@ def edgewise() -> None:
 
 edgewise.add_command(run)
 edgewise.add_command(inspect)
+edgewise.add_command(export)
 edgewise.add_command(reproduce)
 edgewise.add_command(report)
 

@@ -1,0 +1,43 @@
+"""The model as a device runs it: pixels in, logits out, nothing left to do outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.conversion import fold
+from edgewise.models.outputs import logits
+
+
+class Deployed(nn.Module):
+    """Images as bytes (N, C, H, W) to logits (N, outputs): with the normalisation that training used in
+    it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) to float32 (N, outputs)."""
+        answers: Tensor = logits(self.module((images.float() / 255 - self.mean) / self.std))
+        return answers
+
+
+def deploy(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float], images: Tensor
+) -> tuple[Deployed, list[str]]:
+    """The module for devices, its norms folded where that is exact on `images`; and what was folded."""
+    plain = Deployed(module, mean, std).eval()
+    folded, names = fold(plain, images)
+    assert isinstance(folded, Deployed)
+    for parameter in folded.parameters():
+        parameter.requires_grad_(False)
+    return folded.eval(), [name.removeprefix("module.") for name in names]
