@@ -19,49 +19,85 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgewise.algorithms import FedAvg, SyncSGD
     from edgewise.config import Config
-    from edgewise.data import Dataset
+    from edgewise.conversion import Conversion, convert, fold, recalibrate
+    from edgewise.data import Dataset, collect
     from edgewise.data.partition import Dirichlet, Iid, Labels, Quantity
     from edgewise.errors import EdgewiseError, EdgewiseWarning
-    from edgewise.models.norms import Batch, BatchSync, Group, GroupWS, Instance, Layer, NoNorm
+    from edgewise.exports import Export, export
+    from edgewise.inspection import Inspection, inspect
+    from edgewise.models.norms import Batch, BatchRenorm, BatchSync, Group, GroupWS, Instance, Layer, NoNorm
+    from edgewise.objectives import BinaryCrossEntropy, CrossEntropy, SquaredError
     from edgewise.optimizers import SGD
+    from edgewise.releases import Releases
     from edgewise.rounds import Round, run
     from edgewise.schedules import Constant, Cosine, Plateau
+    from edgewise.trained import Trained
 
 _HOMES = {
     "edgewise.algorithms": ("FedAvg", "SyncSGD"),
     "edgewise.config": ("Config",),
-    "edgewise.data": ("Dataset",),
+    "edgewise.conversion": ("Conversion", "convert", "fold", "recalibrate"),
+    "edgewise.data": ("Dataset", "collect"),
     "edgewise.data.partition": ("Dirichlet", "Iid", "Labels", "Quantity"),
     "edgewise.errors": ("EdgewiseError", "EdgewiseWarning"),
-    "edgewise.models.norms": ("Batch", "BatchSync", "Group", "GroupWS", "Instance", "Layer", "NoNorm"),
+    "edgewise.exports": ("Export", "export"),
+    "edgewise.inspection": ("Inspection", "inspect"),
+    "edgewise.models.norms": (
+        "Batch",
+        "BatchRenorm",
+        "BatchSync",
+        "Group",
+        "GroupWS",
+        "Instance",
+        "Layer",
+        "NoNorm",
+    ),
+    "edgewise.objectives": ("BinaryCrossEntropy", "CrossEntropy", "SquaredError"),
     "edgewise.optimizers": ("SGD",),
+    "edgewise.releases": ("Releases",),
     "edgewise.rounds": ("Round", "run"),
     "edgewise.schedules": ("Constant", "Cosine", "Plateau"),
+    "edgewise.trained": ("Trained",),
 }
 
 __all__ = [
     "SGD",
     "Batch",
+    "BatchRenorm",
     "BatchSync",
+    "BinaryCrossEntropy",
     "Config",
     "Constant",
+    "Conversion",
     "Cosine",
+    "CrossEntropy",
     "Dataset",
     "Dirichlet",
     "EdgewiseError",
     "EdgewiseWarning",
+    "Export",
     "FedAvg",
     "Group",
     "GroupWS",
     "Iid",
+    "Inspection",
     "Instance",
     "Labels",
     "Layer",
     "NoNorm",
     "Plateau",
     "Quantity",
+    "Releases",
     "Round",
+    "SquaredError",
     "SyncSGD",
+    "Trained",
+    "collect",
+    "convert",
+    "export",
+    "fold",
+    "inspect",
+    "recalibrate",
     "run",
 ]
 

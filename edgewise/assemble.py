@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,14 +70,20 @@ class Parts:
         return Fused(self.devices, self.model, self.work, memories, together=together)
 
 
-def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
-    """Load, deal, build; EdgewiseError for what cannot be run. `dataset` replaces what the config names."""
+def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Tensor] | None = None) -> Parts:
+    """Load, deal, build; EdgewiseError for what cannot be run. `dataset` replaces what the config names.
+
+    `dealt`: the indices of each device's examples, in place of the config's partition.
+    """
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     folder = Path(config.data_dir) if config.data_dir else None
     dataset = dataset or data.load(config.data, folder)
     config = _decide(config, dataset)
-    indices = deal(config.partition, dataset.train, len(dataset.classes), config.devices, config.seed)
+    if dealt is None:
+        indices = deal(config.partition, dataset.train, len(dataset.classes), config.devices, config.seed)
+    else:
+        indices = list(dealt)
     held = counts(indices, dataset.train.labels, len(dataset.classes))
     _report_wrapping(held.sum(1), config.batch)
     if config.epochs is None and config.steps is None:

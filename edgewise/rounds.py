@@ -126,13 +126,15 @@ def run(
     *,
     resume: bool = False,
     dataset: Dataset | None = None,
+    dealt: Sequence[Tensor] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Generator[Round]:
     """Run `config`, writing into the folder `out`, and yield every round.
 
-    With `resume`, continue a run that was interrupted (its other settings must agree); a finished run yields
-    nothing. Closing the iterator between rounds commits them. `dataset` replaces the one that the config
-    names. EdgewiseError for whatever the user can put right.
+    With `resume`, continue a run that was interrupted (its other settings must agree); a finished run
+    yields nothing. Closing the iterator between rounds commits them. `dataset` replaces the one that the
+    config names, `dealt` (the indices of each device's examples) its partition. EdgewiseError for
+    whatever the user can put right.
     """
     folder = Path(out)
     if not checkpoint_seconds >= 0:
@@ -141,14 +143,14 @@ def run(
         with closing(Records.reopen(folder)) as book:
             config = reconcile(folder / records.CONFIG, config)
             if records.summary(folder) is None:
-                parts = assemble(config, dataset)
+                parts = assemble(config, dataset, dealt)
                 progress, note = _restore(parts, folder / records.CHECKPOINT)
                 book.cut(progress.round, csv_text(parts.held, parts.dataset.classes))
                 engine = parts.engine(note, folder / records.MEMORIES)
                 yield from _play(parts, engine, progress, book, checkpoint_seconds)
     else:
         records.check_free(folder)  # before the data is loaded
-        parts = assemble(config, dataset)
+        parts = assemble(config, dataset, dealt)
         holdings = csv_text(parts.held, parts.dataset.classes)
         with closing(Records.create(folder, parts.config.toml(), holdings)) as book:
             engine = parts.engine(None, folder / records.MEMORIES)

@@ -57,12 +57,14 @@ CODECS = (
 
 NORMS = "batch, batch-sync, batch-renorm, group[:8], layer, instance, group-ws"
 
+ZOO = "timm:, torchvision:, transformers:NAME"
+
 SETTINGS: tuple[Setting, ...] = (
-    Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
+    Setting("data", str, "digits", "digits, cifar10, folder (in data_dir), or package.module:function"),
     Setting("data_dir", str, None, "folder of the data's files (else EDGEWISE_DATA, else a download)"),
     Setting("devices", int, 10, "number of devices", low=1),
     Setting("partition", str, "iid", "iid, labels:2, labels:2:overlap, dirichlet:0.1 or quantity:0.5"),
-    Setting("model", str, "resnet18", "resnet18, fixup-resnet18, or package.module:function"),
+    Setting("model", str, "resnet18", f"resnet18, fixup-resnet18, package.module:function, or {ZOO}"),
     Setting("width", int, 64, "channels of the model's first stage", low=1),
     Setting("norm", str, "group", f"{NORMS} or none"),
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),

@@ -39,6 +39,8 @@ STAGES = """
     rounds
     inspection trained
     exports
+    releases
+    ongoing
     report experiments
     __init__
     cli

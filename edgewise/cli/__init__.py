@@ -10,6 +10,7 @@ import click
 
 from edgewise.cli.export import export
 from edgewise.cli.inspect import inspect
+from edgewise.cli.ongoing import ongoing, releases
 from edgewise.cli.report import report
 from edgewise.cli.reproduce import reproduce
 from edgewise.cli.run import run
@@ -25,6 +26,8 @@ def edgewise() -> None:
 edgewise.add_command(run)
 edgewise.add_command(inspect)
 edgewise.add_command(export)
+edgewise.add_command(ongoing)
+edgewise.add_command(releases)
 edgewise.add_command(reproduce)
 edgewise.add_command(report)
 

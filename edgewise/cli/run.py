@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from edgewise.cli.progress import show
+from edgewise.cli.tensorboard import logged
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.settings import SETTINGS, Setting
 
@@ -40,6 +41,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--set", "extras", multiple=True, metavar="PART.KEY=VALUE", help="what has no flag of its own")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder  [runs/NNN]")
 @click.option("--resume", is_flag=True, help="continue the run in --out")
+@click.option("--tensorboard", is_flag=True, help="write the rounds for TensorBoard too, in the run's folder")
 @click.option(
     "--checkpoint-seconds", type=click.FloatRange(0), default=15.0, help="time between checkpoints  [15]"
 )
@@ -48,6 +50,7 @@ def run(
     extras: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    tensorboard: bool,
     checkpoint_seconds: float,
     **flags: Any,
 ) -> None:
@@ -56,8 +59,7 @@ def run(
     from edgewise.config import Config
     from edgewise.reconcile import overlay
 
-    warnings.showwarning = _say  # a note in one line, without file and source line
-    warnings.simplefilter("always", EdgewiseWarning)  # whatever the environment makes of warnings
+    say_warnings()
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
     asked = given(config_file, extras, flags)
@@ -66,7 +68,7 @@ def run(
     config = overlay(folder / records.CONFIG, asked) if again else Config.of(asked)
     stopping = _Stopping()
     with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
-        finished = show(play, folder, stopping)
+        finished = show(logged(play, folder) if tensorboard else play, folder, stopping)
     if not finished:
         raise click.Abort
 
@@ -110,6 +112,12 @@ def _free(parent: Path) -> Path:
     while (folder := parent / f"{number:03}").exists():
         number += 1
     return folder
+
+
+def say_warnings() -> None:
+    """Show the user's warnings as notes of one line, whatever the environment makes of warnings."""
+    warnings.showwarning = _say
+    warnings.simplefilter("always", EdgewiseWarning)
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgewise import specs
 from edgewise.conversion import fixup
 from edgewise.conversion.flow import Flow, replace_module, trace
-from edgewise.conversion.fold import fold
+from edgewise.conversion.folding import fold
 from edgewise.conversion.layers import convert_layer, rebuilt
-from edgewise.conversion.recalibrate import recalibrate
+from edgewise.conversion.recalibration import recalibrate
 from edgewise.conversion.residual import branches
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Batch, BatchSync, Instance, NoNorm, Norm, WSConv2d

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgewise.data.collecting import collect
+from edgewise.data.collecting import folder as collect_folder
 from edgewise.data.dataset import Dataset, Split
 from edgewise.errors import EdgewiseError
 
-__all__ = ["DATA", "Dataset", "Split", "load"]
+__all__ = ["DATA", "Dataset", "Split", "collect", "load"]
 
 
 def _digits(folder: Path | None) -> Dataset:
@@ -28,8 +30,18 @@ def _cifar10(folder: Path | None) -> Dataset:
     return cifar10.load(folder)
 
 
+def _folder(folder: Path | None) -> Dataset:
+    if folder is None:
+        raise EdgewiseError("data 'folder': which? give it with --data-dir")
+    return collect_folder(folder)
+
+
 # Each imports what it needs when called: scikit-learn alone takes a second to import.
-DATA: dict[str, Callable[[Path | None], Dataset]] = {"digits": _digits, "cifar10": _cifar10}
+DATA: dict[str, Callable[[Path | None], Dataset]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "folder": _folder,
+}
 
 
 def load(name: str, folder: Path | None = None) -> Dataset:
@@ -64,17 +76,20 @@ def _find(name: str) -> Callable[..., Any]:
 
 def _call(name: str, function: Callable[..., Any], folder: Path | None) -> Dataset:
     try:
-        dataset = function() if folder is None else function(folder)
+        made = function() if folder is None else function(folder)
     except EdgewiseError:
         raise
     except Exception as error:
         raise EdgewiseError(f"data {name!r} failed with {_line(error)}; legal: {_legal()}") from error
-    if not isinstance(dataset, Dataset):
-        kind = type(dataset).__name__
+    if isinstance(made, str | bytes) or (
+        not isinstance(made, Dataset | tuple) and not hasattr(made, "__getitem__")
+    ):
+        kind = type(made).__name__
         raise EdgewiseError(
-            f"data {name!r} must return an edgewise.data.Dataset, not {kind}; legal: {_legal()}"
+            f"data {name!r} must return an edgewise.data.Dataset, or what one is collected from, not {kind}; "
+            f"legal: {_legal()}"
         )
-    return dataset
+    return collect(made, name=name)
 
 
 def _line(error: Exception) -> str:

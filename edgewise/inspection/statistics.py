@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise import randomness
 from edgewise.assemble import Parts
-from edgewise.conversion.recalibrate import Moments
+from edgewise.conversion.recalibration import Moments
 
 EXAMPLES = 256  # of a device: enough for its statistics, little enough for a minute on a CPU
 BROKEN = 2.0  # times what chance makes of the gap: beyond it, a layer's statistics tell devices apart

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,18 @@ import torch
 from torch import nn
 
 from edgewise import randomness
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.models import zoo
+from edgewise.models.examine import examine, examine_parameters
 from edgewise.models.fixup import FixupResNet18
 from edgewise.models.norms import Norm
+from edgewise.models.outputs import logits
 from edgewise.models.resnet import ResNet18, Shape
+
+
+class UnusualModel(EdgewiseWarning):
+    """Something in a model of the user's that works in a way one should know."""
+
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"resnet18": ResNet18, "fixup-resnet18": FixupResNet18}
 
@@ -33,7 +42,7 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
     """
     if width < 1:
         raise EdgewiseError(f"model {name}: width is {width}; it must be 1 or more")
-    make = MODELS[name] if name in MODELS else _imported(name)
+    make = _maker(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(seed, "model"))
         try:
@@ -49,14 +58,33 @@ def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: i
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise EdgewiseError(f"model {name}: has nothing to train; some parameter must require a gradient")
     if name not in MODELS:
-        _try_out(name, model, shape, classes)
+        _check(name, model, shape, classes)
     return model
 
 
 def takes_norm(name: str) -> bool:
     """Whether the model of this name is made with the run's norm; EdgewiseError as in `build`."""
-    make = MODELS[name] if name in MODELS else _imported(name)
-    return "norm" in inspect.signature(make).parameters
+    return "norm" in inspect.signature(_maker(name)).parameters
+
+
+def _maker(name: str) -> Callable[..., nn.Module]:
+    if name in MODELS:
+        return MODELS[name]
+    return zoo.maker(name) if zoo.in_zoo(name) else _imported(name)
+
+
+def _check(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
+    """EdgewiseError for what cannot work in a model of the user's; a warning for what one should know."""
+    lazy = [finding for finding in examine_parameters(model) if finding.fatal]
+    if lazy:
+        raise EdgewiseError(f"model {name}: {lazy[0].text}")
+    _try_out(name, model, shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        found = examine(model, torch.rand(3, *shape))
+    for finding in found:
+        if finding.fatal:
+            raise EdgewiseError(f"model {name}: {finding.text}")
+        warnings.warn(f"model {name}: {finding.text}", UnusualModel, stacklevel=4)
 
 
 def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
@@ -64,13 +92,13 @@ def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
     mode = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = model.eval()(torch.zeros(2, *shape))
+            answers = logits(model.eval()(torch.zeros(2, *shape)))
     except Exception as error:  # a user's model can raise anything
         raise EdgewiseError(f"model {name}: fails on images of shape {shape}: {_line(error)}") from error
     finally:
         model.train(mode)
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(answers, torch.Tensor) or answers.shape != (2, classes):
+        found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
         raise EdgewiseError(f"model {name}: gives {found} for 2 images; it must give (2, {classes})")
 
 
@@ -81,7 +109,7 @@ def _optional(make: Callable[..., nn.Module], offered: dict[str, Any]) -> dict[s
 
 def _imported(name: str) -> Callable[..., nn.Module]:
     module_name, colon, function_name = name.partition(":")
-    legal = f"use {', '.join(MODELS)} or package.module:function"
+    legal = f"use {', '.join(MODELS)}, package.module:function, or {', '.join(zoo.ZOO)}:name"
     if not colon:
         raise EdgewiseError(f"model {name}: unknown; {legal}")
     # The installed command, unlike `python -m`, does not look in the current directory.

@@ -1,0 +1,139 @@
+"""Training that goes on: data arrives on devices, training continues from the released model, and what is no
+
+worse is released. Simulated on a stream in which classes appear over time.
+
+    each phase:
+        new examples arrive on every device; a fifth of them is held out there
+        candidate = a run from the current release on all that devices have by now
+        release it if it is no worse on the devices' held-out data, over all and on the worst device
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgewise import data, randomness, records
+from edgewise.assemble import DTYPES, build_module
+from edgewise.config import Config
+from edgewise.data import Dataset
+from edgewise.data.batches import Augment
+from edgewise.data.dataset import Split
+from edgewise.data.feed import Feed
+from edgewise.data.partition import deal
+from edgewise.errors import EdgewiseError
+from edgewise.evaluate import evaluate
+from edgewise.releases import Event, Releases, Standing
+from edgewise.rounds import run
+from edgewise.vector import FlatModel, Layout
+from edgewise.weights import fill
+
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase as it ended. `classes`: those that have appeared; `examples`: what devices train on by now."""
+
+    number: int
+    classes: int
+    examples: int
+    event: Event
+    current: int | None
+
+
+def ongoing(
+    config: Config,
+    out: str | Path,
+    *,
+    phases: int = 5,
+    tolerance: float = 0.0,
+    dataset: Dataset | None = None,
+) -> Iterator[Phase]:
+    """Train `config` once a phase on what has arrived, in the folder `out`, and yield every phase.
+
+    Classes appear in order, an even share of them each phase; a class's examples arrive evenly in the
+    phases from its first on. `config` gives the length of a phase's run (`steps` or `epochs`) and deals
+    examples to devices, once. A folder that holds phases already is gone on with. EdgewiseError for a
+    stream that cannot be.
+    """
+    dataset = dataset or data.load(config.data, Path(config.data_dir) if config.data_dir else None)
+    count = len(dataset.classes)
+    if not 1 <= phases <= count:
+        raise EdgewiseError(f"--phases: {phases} is out of range; legal: 1 to {count} (the classes)")
+    folder = Path(out)
+    owners = deal(config.partition, dataset.train, count, config.devices, config.seed)
+    arrivals = _arrivals(dataset.train.labels, count, phases, config.seed)
+    releases = Releases.read(folder)
+    done = sum(event.kind in ("released", "refused") for event in releases.events)
+    for number in range(done, phases):
+        held, kept = _present(owners, arrivals <= number, config.seed)
+        weights = _trained(config, dataset, kept, releases, folder / "phases" / f"{number + 1:03}")
+        standings = [
+            None if path is None else _standing(config, dataset, held, path)
+            for path in (weights, releases.weights() if releases.current else None)
+        ]
+        assert standings[0] is not None
+        releases = releases.offer(weights, standings[0], standings[1], tolerance)
+        appeared = int(torch.unique(dataset.train.labels[torch.cat(kept)]).numel())
+        yield Phase(number + 1, appeared, sum(map(len, kept)), releases.events[-1], releases.current)
+
+
+def _arrivals(labels: Tensor, classes: int, phases: int, seed: int) -> Tensor:
+    """The phase in which each example arrives, int64 (N,)."""
+    arrival = torch.zeros(len(labels), dtype=torch.int64)
+    for label in range(classes):
+        first = label * phases // classes
+        places = (labels.cpu() == label).nonzero().flatten()
+        order = torch.randperm(len(places), generator=randomness.generator(seed, "arrivals", label))
+        arrival[places[order]] = first + torch.arange(len(places)) * (phases - first) // max(len(places), 1)
+    return arrival
+
+
+def _present(owners: list[Tensor], here: Tensor, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What devices hold out and what they train on, of the examples that are `here`; devices with none
+    left out.
+
+    Which examples are held out is decided once for each, so none is trained on first and held out later.
+    """
+    held, kept = [], []
+    for device, indices in enumerate(owners):
+        draws = np.random.default_rng(randomness.key(seed, "held out", device)).random(len(indices))
+        mine, out = here[indices], torch.from_numpy(draws < HELD_OUT)
+        if bool((mine & ~out).any()) and bool((mine & out).any()):
+            held.append(indices[mine & out])
+            kept.append(indices[mine & ~out])
+    if not kept:
+        raise EdgewiseError("ongoing: no device has examples to train on and to hold out in the first phase")
+    return held, kept
+
+
+def _trained(config: Config, dataset: Dataset, kept: list[Tensor], releases: Releases, folder: Path) -> Path:
+    """The candidate's weights; a phase that was cut off is gone on with."""
+    start = str(releases.weights()) if releases.current else config.start
+    asked = replace(config, devices=len(kept), start=start)
+    if records.summary(folder) is None:
+        for _ in run(asked, folder, dataset=dataset, dealt=kept, resume=records.holds_run(folder)):
+            pass
+    return folder / records.MODEL
+
+
+def _standing(config: Config, dataset: Dataset, held: list[Tensor], weights: Path) -> Standing:
+    """Accuracy on what devices hold out: over all examples, and on the worst device."""
+    module = build_module(replace(config, start=None), dataset)
+    fill(module, weights)
+    model = FlatModel(module.to(DTYPES[config.precision]), Layout.of(module))
+    feed = Feed.of(dataset, config.batch, Augment(), DTYPES[config.precision], config.seed)
+    right, worst, total = 0.0, 1.0, 0
+    for indices in held:
+        train = dataset.train
+        targets = None if train.targets is None else train.targets[indices]
+        split = Split(train.images[indices], train.labels[indices], targets)
+        found = evaluate(model, split, feed, len(dataset.classes), config.objective).accuracy
+        right, total, worst = right + found * len(indices), total + len(indices), min(worst, found)
+    return Standing(right / total, worst)
