@@ -16,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all lint format types check bench wheel dev clean
+.PHONY: help demo test test-slow test-all lint format types check bench reference wheel dev clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ check: lint types  ## lint and types
 
 bench: dev  ## every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+reference: dev  ## docs/api.md from the docstrings
+	$(BIN)/python docs/generate_api.py
 
 wheel: dev  ## the wheel, in dist/
 	$(BIN)/python -m build --wheel --outdir "$(WHEELS)"

@@ -60,9 +60,9 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Regression: the mean squared error over an example's targets. Score: whether all its answers lie within
+    """Regression: the mean squared error over an example's targets.
 
-    `tolerance` of the targets.
+    Score: whether all of an example's answers lie within `tolerance` of its targets.
     """
 
     tolerance: float = 0.5
@@ -86,11 +86,10 @@ class SquaredError:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Multi-label: each target is yes (1) or no (0) by itself. Score: labels that are both predicted and
-    true,
+    """Multi-label: each target is yes (1) or no (0) by itself.
 
-    of those that are either (the Jaccard index; 1 where there are none): Godbole and Sarawagi 2004,
-    "Discriminative Methods for Multi-labeled Classification".
+    Score: labels both predicted and true, of those that are either (the Jaccard index; 1 where there are
+    none): Godbole and Sarawagi 2004, "Discriminative Methods for Multi-labeled Classification".
     """
 
     def __call__(self, model: Any, x: Tensor, y: Tensor) -> Tensor:

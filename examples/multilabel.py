@@ -1,6 +1,6 @@
-"""Several labels an image on four devices: which properties a digit has (even, prime, above four, has a loop).
+"""Several labels an image on five devices: which properties a digit has (even, prime, a loop, ...).
 
-    edgewise run --data examples.multilabel:data --objective binary-cross-entropy --partition labels:2 --devices 5
+    edgewise run --data examples.multilabel:data --objective binary-cross-entropy --devices 5
 
 `python examples/multilabel.py` does the same from Python.
 """
@@ -13,7 +13,12 @@ from edgewise import Config, Dataset, Labels, run
 from edgewise.data import digits
 from edgewise.objectives import BinaryCrossEntropy
 
-PROPERTIES = {"even": {0, 2, 4, 6, 8}, "prime": {2, 3, 5, 7}, "above four": {5, 6, 7, 8, 9}, "loop": {0, 6, 8, 9}}
+PROPERTIES = {
+    "even": {0, 2, 4, 6, 8},
+    "prime": {2, 3, 5, 7},
+    "above four": {5, 6, 7, 8, 9},
+    "loop": {0, 6, 8, 9},
+}
 
 
 def data() -> Dataset:
@@ -32,7 +37,13 @@ def data() -> Dataset:
 def main(out: str = "runs/multilabel", steps: int = 100) -> float:
     """The mean Jaccard index over the test images at the end."""
     config = Config(
-        devices=5, partition=Labels(2), width=4, batch=16, objective=BinaryCrossEntropy(), steps=steps, eval_every=0
+        devices=5,
+        partition=Labels(2),
+        width=4,
+        batch=16,
+        objective=BinaryCrossEntropy(),
+        steps=steps,
+        eval_every=0,
     )
     *_, last = run(config, out, dataset=data())
     assert last.accuracy is not None

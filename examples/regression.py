@@ -1,6 +1,6 @@
-"""Regression on four devices: how much ink is on a picture of a digit, learned with squared error.
+"""Regression on five devices: how much ink is on a picture of a digit, learned with squared error.
 
-    edgewise run --data examples.regression:data --objective squared-error:0.05 --partition labels:2 --devices 5
+    edgewise run --data examples.regression:data --objective squared-error:0.05 --devices 5 --lr 0.02
 
 `python examples/regression.py` does the same from Python.
 """
@@ -14,7 +14,7 @@ from edgewise.data import digits
 
 
 def data() -> Dataset:
-    """Digits whose target is the mean brightness, 0..1. Devices are dealt them by brightness, in ten bands."""
+    """Digits whose target is the mean brightness, 0..1; dealt to devices by brightness, in ten bands."""
     whole = digits.load()
     splits = []
     for split in (whole.train, whole.test):

@@ -132,7 +132,7 @@ def _figure(draw: Callable[[Any], None], width: float, height: float) -> str:
 
 
 def _holdings(axes: Any, found: Inspection) -> None:
-    held = found.parts.held[:DEVICES].T
+    held = found.parts.held[:DEVICES].T.numpy()
     image = axes.imshow(held, aspect="auto", cmap="Blues", interpolation="nearest")
     axes.set(xlabel="device", ylabel="class")
     classes = found.parts.dataset.classes

@@ -1,0 +1,144 @@
+"""Files for devices: parity with the trained model in both runtimes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import edgewise
+from PIL import Image
+from torch import Tensor, nn
+
+from edgewise import Config, Group, Trained, export, run
+from edgewise.data import digits
+from edgewise.errors import EdgewiseError
+from edgewise.exports import FORMATS, PARITY
+from edgewise.exports.executorch import canonical
+from edgewise.models.norms import NORMS, BatchRenorm
+
+TINY = Config(devices=4, batch=8, width=4, steps=12, eval_every=0, norm=BatchRenorm())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    for _ in run(TINY, out):
+        pass
+    return out
+
+
+def test_onnx_is_the_model_and_stands_alone(trained: Path, tmp_path: Path) -> None:
+    made = export(trained, "onnx", out=tmp_path / "m.onnx")
+    assert made.difference <= PARITY and made.accuracy == made.trained and made.batch is None
+    assert len(made.folded) == 20 and made.size == (tmp_path / "m.onnx").stat().st_size
+    facts = json.loads((tmp_path / "m.json").read_text())
+    assert facts["classes"] == [str(d) for d in range(10)] and facts["shape"] == [1, 8, 8]
+    # The file, read by its runtime alone, on images that the export has not seen.
+    read = Trained.read(trained)
+    predict = FORMATS["onnx"]().open(tmp_path / "m.onnx")
+    images = read.dataset.test.images[::3][:50].contiguous()
+    mean, std = read.dataset.mean[0], read.dataset.std[0]
+    with torch.no_grad():
+        expected = read.module((images.float() / 255 - mean) / std)
+    assert torch.allclose(predict(images), expected, atol=PARITY)
+    image = Image.fromarray(read.dataset.test.images[0, 0].numpy())
+    image.save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "predict.py", "m.onnx", "picture.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout[0]) == int(predict(read.dataset.test.images[:1].clone())[0].argmax())
+
+
+def test_int8_onnx_of_a_fixed_batch(trained: Path, tmp_path: Path) -> None:
+    plain = export(trained, "onnx", out=tmp_path / "a.onnx", batch=2)
+    small = export(trained, "onnx", out=tmp_path / "b.onnx", batch=2, int8=True, max_drop=1.0)
+    assert plain.difference <= PARITY and small.difference > PARITY
+    assert small.size < 0.7 * plain.size
+
+
+@pytest.mark.slow
+def test_executorch_is_the_model(trained: Path, tmp_path: Path) -> None:
+    made = export(trained, "executorch", out=tmp_path / "m.pte")
+    assert made.difference <= PARITY and made.accuracy == made.trained and made.batch == 1
+    small = export(trained, "executorch", out=tmp_path / "small.pte", int8=True, max_drop=1.0)
+    assert small.size < made.size
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "predict.py", "m.pte", "picture.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_is_exported_exactly(name: str, tmp_path: Path) -> None:
+    for _ in run(replace(TINY, norm=NORMS[name](), steps=2), tmp_path / "run"):
+        pass
+    assert export(tmp_path / "run", "onnx").difference <= PARITY
+
+
+def test_strides_of_an_axis_of_one_are_those_of_the_shape() -> None:
+    odd = torch.zeros(3, 8, 8, dtype=torch.uint8)[:, None].to(memory_format=torch.channels_last)
+    assert canonical(odd[:1]).stride() == (64, 64, 8, 1)
+
+
+class Odd(nn.Module):
+    """Whose operator no ONNX has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x.flatten(1))
+        return torch.linalg.eigvals(out[:, :4].unflatten(1, (2, 2))).real.repeat(1, 5) + out
+
+
+def refused(folder: Path, *arguments: object) -> str:
+    before = sorted(folder.rglob("*"))
+    error = edgewise("export", *arguments, folder=folder).error
+    assert sorted(folder.rglob("*")) == before, "nothing is half-written"
+    return error
+
+
+def test_bad_input_is_one_line(trained: Path, tmp_path: Path) -> None:
+    assert "holds no run" in refused(tmp_path, tmp_path)
+    assert "'torch' is unknown; one of: onnx, executorch" in refused(tmp_path, trained, "--format", "torch")
+    assert "ends in .onnx" in refused(tmp_path, trained, "--out", "x.pt")
+    assert "legal: 1 to 256, or dynamic" in refused(tmp_path, trained, "--batch", "many")
+    assert "takes a fixed batch" in refused(tmp_path, trained, "--format", "executorch", "--batch", "dynamic")
+
+
+def test_an_operator_without_words_is_one_line_and_no_file(tmp_path: Path) -> None:
+    data = digits.load()
+    with pytest.raises(EdgewiseError, match="cannot be written so") as caught:
+        export(Trained(TINY, data, Odd().eval()), "onnx", out=tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_parity_is_not_written(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgewiseError, match=r"int8 costs too much.*nothing was written"):
+        export(trained, "onnx", out=tmp_path / "m.onnx", int8=True, max_drop=-1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_model_are_refused(trained: Path, tmp_path: Path) -> None:
+    weights = trained / "model.safetensors"
+    with pytest.raises(EdgewiseError, match="not this model's weights"):
+        list(run(replace(TINY, norm=Group(), start=str(weights)), tmp_path / "a"))
+    with pytest.raises(EdgewiseError, match="not readable weights"):
+        list(run(replace(TINY, start=str(trained / "config.toml")), tmp_path / "b"))
+
+
+def test_a_run_starts_from_weights(trained: Path, tmp_path: Path) -> None:
+    start = replace(TINY, start=str(trained / "model.safetensors"), steps=1)
+    (row,) = run(start, tmp_path / "run")
+    (cold,) = run(replace(TINY, steps=1), tmp_path / "cold")
+    assert row.train_loss < cold.train_loss
