@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from edgewise.data import Dataset
 from edgewise.data.batches import Augment
 from edgewise.data.dataset import Split
 from edgewise.data.feed import Feed
-from edgewise.data.holdings import counts
+from edgewise.data.holdings import counts, csv_text
 from edgewise.data.partition import deal
-from edgewise.device import Device, Work
+from edgewise.device import Device, Terms, Work
 from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchSync, batch_coupled
+from edgewise.models.resnet import Shape
+from edgewise.records import MEMORIES
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
 
@@ -35,25 +38,40 @@ EVALUATIONS = 20  # about as many as a run makes when eval_every is left open
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, assembled. `steps`: local steps of one device; `held`: examples by (device, class)."""
+    """A run, assembled. `steps`: local steps of one device; `held`: examples by (device, class).
+
+    A coordinator of real devices may have no data of its own, and deals none.
+    """
 
     config: Config
-    dataset: Dataset
-    held: Tensor
     model: FlatModel
-    feed: Feed
-    devices: list[Device]
-    work: Work
+    terms: Terms
     schedule: Schedule
     steps: int
+    classes: tuple[str, ...]
+    dataset: Dataset | None = None
+    feed: Feed | None = None
+    held: Tensor | None = None
+    devices: Sequence[Device] = ()
 
     @property
     def rounds(self) -> int:
         return math.ceil(self.steps / self.config.algorithm.sync_every)
 
+    @property
+    def work(self) -> Work:
+        assert self.feed is not None
+        return Work(self.terms.algorithm, self.terms.codec, self.terms.agreed, self.feed)
+
+    @property
+    def holdings(self) -> str:
+        """Who holds what, as CSV: no lines where that is for the devices to know."""
+        held = torch.zeros(0, len(self.classes), dtype=torch.int64) if self.held is None else self.held
+        return csv_text(held, self.classes)
+
     def engine(self, note: Note | None = None, folder: Path | None = None) -> Engine:
-        """The engine, with what devices remember (nothing at the start); `folder`: where that may lie."""
-        memories = Memories(note, folder)
+        """The engine, with what devices remember (nothing at the start); `folder`: the run's."""
+        memories = Memories(note, folder and folder / MEMORIES)
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories)
         on_cpu = self.model.params.device.type == "cpu"
@@ -78,15 +96,15 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
         config = replace(config, eval_every=every)
-    model = _model(config, dataset)
+    model = _model(config, dataset.shape, len(dataset.classes))
     config = replace(config, fused=_fused(config, model))
     accelerated = _to(dataset, config.accelerator)
     assert config.augment is not None
     feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
     devices = [Device(id, part) for id, part in enumerate(indices)]
-    work = _work(config, model, feed)
-    schedule = _schedule(config, steps, int(held.sum()))
-    return Parts(config, accelerated, held, model, feed, devices, work, schedule, steps)
+    terms, schedule = _terms(config, model), _schedule(config, steps, int(held.sum()))
+    ours = (config, model, terms, schedule, steps, dataset.classes)
+    return Parts(*ours, accelerated, feed, held, devices)
 
 
 def _decide(config: Config, dataset: Dataset) -> Config:
@@ -123,16 +141,15 @@ def _schedule(config: Config, steps: int, examples: int) -> Schedule:
     return Warmup(config.schedule, share, start)
 
 
-def _model(config: Config, dataset: Dataset) -> FlatModel:
-    norm = config.norm
-    module = models.build(config.model, dataset.shape, len(dataset.classes), config.width, norm, config.seed)
+def _model(config: Config, shape: Shape, classes: int) -> FlatModel:
+    module = models.build(config.model, shape, classes, config.width, config.norm, config.seed)
     module = module.to(config.accelerator, DTYPES[config.precision])
     fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     return FlatModel(module, Layout.of(module, fingerprint), autocast)
 
 
-def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
+def _terms(config: Config, model: FlatModel) -> Terms:
     algorithm, codec = config.algorithm, config.codec
     own = codecs.inner(codec)
     if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
@@ -146,7 +163,7 @@ def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
         buffers=model.buffers.nbytes,
         exact=codec.fixed,
     )
-    return Work(algorithm, codec, feed, agreed)
+    return Terms(algorithm, codec, agreed)
 
 
 def _fused(config: Config, model: FlatModel) -> str:

@@ -45,6 +45,10 @@ class Broadcast(Protocol):
         """These devices hold this round's state now."""
         ...
 
+    def believe(self, device: int, round: int) -> None:
+        """The device says that it holds the state of `round`; 0: none, as after a restart."""
+        ...
+
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and a note from which `restore` goes on."""
         ...
@@ -74,6 +78,9 @@ class FullState:
         return self.length
 
     def deliver(self, devices: Iterable[int]) -> None:
+        pass
+
+    def believe(self, device: int, round: int) -> None:
         pass
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -140,6 +147,9 @@ class Differences:
     def deliver(self, devices: Iterable[int]) -> None:
         self.held.update(dict.fromkeys(devices, self.round))
 
+    def believe(self, device: int, round: int) -> None:
+        self.held[device] = round
+
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.reference is None:
             return {}, {}
@@ -180,6 +190,8 @@ def broadcast(codec: Codec, layout: Layout, seed: int) -> Broadcast:
 def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Kind, bytes]) -> list[bytes]:
     """What `device` is sent, in order, from a `task` whose kind, codec and payload are filled in here.
 
+    The frames are the same for all devices that hold the same, unless `task` is addressed to one.
+
     `marks`: of the codec that each kind of frame is coded with. Only the last frame carries the buffers.
     """
     kind, payloads = way.payloads(device)
@@ -193,7 +205,6 @@ def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Ki
                     task,
                     kind=kind,
                     codec=marks[kind],
-                    device=device,
                     round=number,
                     payload=payload,
                     buffers=buffers,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgewise import randomness, wire
 from edgewise.algorithms.base import Algorithm
+from edgewise.broadcast import Broadcast
 from edgewise.codecs import Codec, NotFinite, Raw, Sending
 from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
@@ -34,7 +35,8 @@ class Task:
     round: int
     steps: int
     factor: float  # of the peak learning rate
-    state: State
+    state: State  # what devices hold once the way down has brought it to them
+    way: Broadcast | None = None  # down to devices that are not in this process
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
-    """How a device works: the same on every device of a run."""
+class Terms:
+    """What the devices and the coordinator of a run agree on beside the model."""
 
     algorithm: Algorithm
     codec: Codec
-    feed: Feed
     agreed: wire.Expected  # what both ends know of every reply's frame
+
+
+@dataclass(frozen=True)
+class Work(Terms):
+    """How a device works."""
+
+    feed: Feed
 
 
 @dataclass(frozen=True)

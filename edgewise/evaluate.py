@@ -22,6 +22,7 @@ class Evaluation:
     accuracy: float
     loss: float
     per_class: tuple[float | None, ...]
+    worst: float | None = None  # the lowest accuracy of a device, where devices evaluate apart
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ STAGES = """
     memories
     engines
     reconcile assemble
+    progress
     rounds
     report experiments
     __init__
