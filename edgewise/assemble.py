@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ from edgewise.records import MEMORIES
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
 
+if TYPE_CHECKING:
+    from edgewise.engines.fleet.fleet import Run
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 EPOCHS = 10.0  # where neither epochs nor steps are given
 EVALUATIONS = 20  # about as many as a run makes when eval_every is left open
@@ -48,6 +52,7 @@ class Parts:
     terms: Terms
     schedule: Schedule
     steps: int
+    shape: Shape
     classes: tuple[str, ...]
     dataset: Dataset | None = None
     feed: Feed | None = None
@@ -69,8 +74,31 @@ class Parts:
         held = torch.zeros(0, len(self.classes), dtype=torch.int64) if self.held is None else self.held
         return csv_text(held, self.classes)
 
+    def fleet_run(self, folder: Path) -> Run:
+        """What a fleet's engine knows of the run in a folder."""
+        from edgewise.engines.fleet.fleet import Run
+        from edgewise.engines.fleet.home import run_id
+
+        return Run(
+            id=run_id(folder),
+            text=self.config.toml(),
+            layout=self.model.layout,
+            dtype=self.model.params.dtype,
+            terms=self.terms,
+            down=self.config.codec_down,
+            batch=self.config.batch,
+            shape=self.shape,
+            classes=len(self.classes),
+            rounds=self.rounds,
+        )
+
     def engine(self, note: Note | None = None, folder: Path | None = None) -> Engine:
         """The engine, with what devices remember (nothing at the start); `folder`: the run's."""
+        if self.config.engine == "fleet":
+            from edgewise.engines.fleet.loopback import loopback  # gRPC is imported where it is used
+
+            assert folder is not None
+            return loopback(self.fleet_run(folder), self.config, folder, note)
         memories = Memories(note, folder and folder / MEMORIES)
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories)
@@ -86,7 +114,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
     keep_freed_memory()
     folder = Path(config.data_dir) if config.data_dir else None
     dataset = dataset or data.load(config.data, folder)
-    config = _decide(config, dataset)
+    config = decide(config, dataset)
     indices = deal(config.partition, dataset.train, len(dataset.classes), config.devices, config.seed)
     held = counts(indices, dataset.train.labels, len(dataset.classes))
     _report_wrapping(held.sum(1), config.batch)
@@ -96,18 +124,18 @@ def assemble(config: Config, dataset: Dataset | None = None) -> Parts:
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
         config = replace(config, eval_every=every)
-    model = _model(config, dataset.shape, len(dataset.classes))
-    config = replace(config, fused=_fused(config, model))
-    accelerated = _to(dataset, config.accelerator)
+    model = make_model(config, dataset.shape, len(dataset.classes))
+    config = replace(config, fused=choose_fused(config, model))
+    accelerated = move(dataset, config.accelerator)
     assert config.augment is not None
     feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
     devices = [Device(id, part) for id, part in enumerate(indices)]
-    terms, schedule = _terms(config, model), _schedule(config, steps, int(held.sum()))
-    ours = (config, model, terms, schedule, steps, dataset.classes)
+    terms, schedule = make_terms(config, model), make_schedule(config, steps, int(held.sum()))
+    ours = (config, model, terms, schedule, steps, dataset.shape, dataset.classes)
     return Parts(*ours, accelerated, feed, held, devices)
 
 
-def _decide(config: Config, dataset: Dataset) -> Config:
+def decide(config: Config, dataset: Dataset) -> Config:
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,7 +160,7 @@ def local_steps(config: Config, examples: int) -> int:
     return steps
 
 
-def _schedule(config: Config, steps: int, examples: int) -> Schedule:
+def make_schedule(config: Config, steps: int, examples: int) -> Schedule:
     if not config.warmup_epochs:
         return config.schedule
     share = config.warmup_epochs * examples / (config.cohort_size * config.batch) / steps
@@ -141,7 +169,7 @@ def _schedule(config: Config, steps: int, examples: int) -> Schedule:
     return Warmup(config.schedule, share, start)
 
 
-def _model(config: Config, shape: Shape, classes: int) -> FlatModel:
+def make_model(config: Config, shape: Shape, classes: int) -> FlatModel:
     module = models.build(config.model, shape, classes, config.width, config.norm, config.seed)
     module = module.to(config.accelerator, DTYPES[config.precision])
     fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
@@ -149,7 +177,7 @@ def _model(config: Config, shape: Shape, classes: int) -> FlatModel:
     return FlatModel(module, Layout.of(module, fingerprint), autocast)
 
 
-def _terms(config: Config, model: FlatModel) -> Terms:
+def make_terms(config: Config, model: FlatModel) -> Terms:
     algorithm, codec = config.algorithm, config.codec
     own = codecs.inner(codec)
     if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
@@ -166,10 +194,12 @@ def _terms(config: Config, model: FlatModel) -> Terms:
     return Terms(algorithm, codec, agreed)
 
 
-def _fused(config: Config, model: FlatModel) -> str:
+def choose_fused(config: Config, model: FlatModel) -> str:
     """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
     obstacle = ""
-    if not config.algorithm.sends_gradients:
+    if config.engine == "fleet":
+        obstacle = "the devices of a fleet are apart"
+    elif not config.algorithm.sends_gradients:
         obstacle = "fedavg's devices take several steps apart"
     elif not config.codec.lossless:
         obstacle = "the codec loses something on each device"
@@ -189,7 +219,7 @@ def _fused(config: Config, model: FlatModel) -> str:
     return "off" if obstacle or config.fused == "off" else "on"
 
 
-def _to(dataset: Dataset, accelerator: str) -> Dataset:
+def move(dataset: Dataset, accelerator: str) -> Dataset:
     def moved(split: Split) -> Split:
         return Split(split.images.to(accelerator), split.labels.to(accelerator))
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from edgewise import randomness, wire
+from edgewise import codecs, randomness, wire
 from edgewise.codecs import Codec, Memory, NotFinite, Raw, Sending
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout, State
@@ -35,6 +35,10 @@ class Broadcast(Protocol):
 
     def payloads(self, device: int) -> tuple[wire.Kind, Sequence[bytes]]:
         """What `device` is sent this round, one frame each; the last carries the buffers."""
+        ...
+
+    def missed(self, device: int) -> int:
+        """How many differences that is; 0 for a full state. Who missed the same is sent the same."""
         ...
 
     def bytes_each(self, device: int) -> int:
@@ -73,6 +77,9 @@ class FullState:
 
     def payloads(self, device: int) -> tuple[wire.Kind, Sequence[bytes]]:
         return wire.Kind.STATE, [self._payload()]
+
+    def missed(self, device: int) -> int:
+        return 0
 
     def bytes_each(self, device: int) -> int:
         return self.length
@@ -138,6 +145,9 @@ class Differences:
             return wire.Kind.DIFFERENCE, missed
         assert self.reference is not None
         return wire.Kind.STATE, [Raw().encode(self.reference.params, self.layout, {}, Sending())[0]]
+
+    def missed(self, device: int) -> int:
+        return len(self._missed(device))
 
     def bytes_each(self, device: int) -> int:
         assert self.reference is not None
@@ -214,6 +224,27 @@ def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Ki
     return found
 
 
+def full(codec: Codec) -> Codec:
+    """What a full state is coded with, where `codec` codes the way down: nothing of it may be lost."""
+    return codec if codec.lossless else Raw()
+
+
+def marks(codec: Codec) -> dict[wire.Kind, bytes]:
+    """Of the codec of each kind of frame that a device may be sent."""
+    coded = {wire.Kind.STATE: full(codec), wire.Kind.DIFFERENCE: codec}
+    return {kind: wire.codec_mark(codecs.text(one, feedback=False)) for kind, one in coded.items()}
+
+
+def expected(codec: Codec, layout: Layout, dtype: torch.dtype, buffers: int) -> list[wire.Expected]:
+    """What a device may be sent, with `buffers` bytes of buffers: those are in the last frame of a round."""
+    return [
+        wire.Expected(
+            kind, wire.layout_mark(layout.digest), mark, one.bound(layout, dtype), buffers, one.fixed
+        )
+        for (kind, mark), one in zip(marks(codec).items(), (full(codec), codec), strict=True)
+    ]
+
+
 def receive(
     frame: wire.Frame, held: tuple[int, Tensor] | None, codec: Codec, layout: Layout, dtype: torch.dtype
 ) -> Tensor:
@@ -222,8 +253,7 @@ def receive(
     FrameError for a difference to what the device does not hold.
     """
     if frame.kind is wire.Kind.STATE:
-        full = codec if codec.lossless else Raw()
-        return full.decode(frame.payload, layout, dtype)
+        return full(codec).decode(frame.payload, layout, dtype)
     if held is None or held[0] != frame.round - 1:
         raise wire.FrameError(f"a difference to round {frame.round - 1}, which this device does not hold")
     return held[1] + codec.decode(frame.payload, layout, dtype)

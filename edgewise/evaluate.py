@@ -25,19 +25,26 @@ class Evaluation:
     worst: float | None = None  # the lowest accuracy of a device, where devices evaluate apart
 
 
-@torch.no_grad()
 def evaluate(model: FlatModel, split: Split, feed: Feed, classes: int) -> Evaluation:
     """Evaluate the state that `model` holds, in eval mode, on every example of `split`."""
+    right, seen, loss = count(model, split, feed, classes)
+    recall = tuple(r / s if s else None for r, s in zip(right, seen, strict=True))
+    return Evaluation(sum(right) / sum(seen), loss / len(split), recall)
+
+
+@torch.no_grad()
+def count(model: FlatModel, split: Split, feed: Feed, classes: int) -> tuple[list[int], list[int], float]:
+    """Examples of each class that the model gets right, those there are, and the sum of their losses."""
     model.module.eval()
-    right, seen, loss = torch.zeros(classes), torch.zeros(classes), 0.0
+    right, seen = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
+    loss = 0.0
     for start in range(0, len(split), BATCH):
         labels = split.labels[start : start + BATCH]
         logits = model(feed.plain(split.images[start : start + BATCH]))
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         seen += torch.bincount(labels, minlength=classes).cpu()
         right += torch.bincount(labels[logits.argmax(1) == labels], minlength=classes).cpu()
-    recall = tuple(r / s if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True))
-    return Evaluation(float(right.sum() / seen.sum()), loss / len(split), recall)
+    return right.tolist(), seen.tolist(), loss
 
 
 def per_device(per_class: tuple[float | None, ...], counts: Tensor) -> list[float | None]:

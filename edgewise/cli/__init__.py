@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import click
 
+from edgewise.cli.agent import agent
+from edgewise.cli.coordinator import coordinator
 from edgewise.cli.report import report
 from edgewise.cli.reproduce import reproduce
 from edgewise.cli.run import run
@@ -23,6 +25,8 @@ def edgewise() -> None:
 edgewise.add_command(run)
 edgewise.add_command(reproduce)
 edgewise.add_command(report)
+edgewise.add_command(coordinator)
+edgewise.add_command(agent)
 
 
 def main() -> None:

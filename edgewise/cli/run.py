@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgewise.cli.progress import show
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.settings import SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from edgewise.config import Config
 
 
 def _option(setting: Setting) -> Callable[[Any], Any]:
@@ -53,25 +56,34 @@ def run(
 ) -> None:
     """Train one model on simulated devices."""
     from edgewise import records, rounds  # here, because they import PyTorch
-    from edgewise.config import Config, read_toml
-    from edgewise.reconcile import overlay
 
-    warnings.showwarning = _say  # a note in one line, without file and source line
+    warnings.showwarning = note_in_one_line  # a note in one line, without file and source line
     warnings.simplefilter("always", EdgewiseWarning)  # whatever the environment makes of warnings
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
-    given = read_toml(config_file) if config_file else {}
-    given |= {name: value for name, value in flags.items() if value is not None}
-    if extras:
-        given["set"] = {**given.get("set", {}), **dict(_pair(extra) for extra in extras)}
     folder = out or _free(Path("runs"))
     again = resume and records.holds_run(folder)
-    config = overlay(folder / records.CONFIG, given) if again else Config.of(given)
+    config = given_settings(config_file, flags, extras, folder if again else None)
     stopping = _Stopping()
     with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
         finished = show(play, folder, stopping)
     if not finished:
         raise click.Abort
+
+
+def given_settings(
+    config_file: Path | None, flags: dict[str, Any], extras: tuple[str, ...], again: Path | None
+) -> Config:
+    """The config of a file and of flags, which win; `again`: for the run in this folder, which it fits."""
+    from edgewise import records
+    from edgewise.config import Config, read_toml
+    from edgewise.reconcile import overlay
+
+    given = read_toml(config_file) if config_file else {}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    if extras:
+        given["set"] = {**given.get("set", {}), **dict(_pair(extra) for extra in extras)}
+    return overlay(again / records.CONFIG, given) if again else Config.of(given)
 
 
 class _Stopping:
@@ -104,5 +116,5 @@ def _free(parent: Path) -> Path:
     return folder
 
 
-def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+def note_in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"edgewise: note: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,163 @@
+"""`edgewise agent`: the program on a device. Join a fleet once, then run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgewise.cli.run import note_in_one_line
+from edgewise.errors import EdgewiseError, EdgewiseWarning
+
+if TYPE_CHECKING:
+    from edgewise.deploy import Share
+
+HOME = click.argument("home", type=click.Path(path_type=Path))
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--load",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="N light agents in one process, for load tests",
+)
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="with --load: a token a line, for all to join with",
+)
+@click.option("--once", is_flag=True, help="with --load: end when the run does")
+@click.pass_context
+def agent(context: click.Context, load: int | None, tokens: Path | None, once: bool) -> None:
+    """Be a device: train on data that stays here."""
+    if load is not None:
+        from edgewise import data
+        from edgewise.deploy import equip
+        from edgewise.engines.fleet.load import run_load
+        from edgewise.engines.fleet.logs import log_to
+
+        if tokens is None:
+            raise EdgewiseError(
+                "--load: needs --tokens FILE, with as many tokens (coordinator invite --count N)"
+            )
+        log_to(None)
+        dataset = data.load("digits")
+        run_load(load, tokens, once, lambda plan: equip(plan, dataset, 0, None, (), "cpu"))
+    elif context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@agent.command()
+@HOME
+@click.argument("token")
+@click.option("--name", default=None, help="for the operator's eyes  [the host's name]")
+def join(home: Path, token: str, name: str | None) -> None:
+    """Join the fleet that a TOKEN is for (- reads it from standard input). The key stays in HOME."""
+    from edgewise.engines.fleet.join import join_fleet
+    from edgewise.engines.fleet.token import Token
+
+    text = sys.stdin.readline().strip() if token == "-" else token
+    device = join_fleet(home, Token.parse(text), name or socket.gethostname())
+    click.echo(f"{home}: device {device} of the fleet")
+
+
+@agent.command()
+@HOME
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def status(home: Path, as_json: bool) -> None:
+    """Which device this is, and how far it has come."""
+    from edgewise.engines.fleet.join import standing
+
+    found = standing(home)
+    click.echo(
+        json.dumps(found, indent=2)
+        if as_json
+        else "\n".join(f"{name}: {value}" for name, value in found.items())
+    )
+
+
+@agent.command("run")
+@HOME
+@click.option(
+    "--data", default="digits", metavar="NAME", help="digits, cifar10, or package.module:function  [digits]"
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="folder of the data's files")
+@click.option("--partition", metavar="NAME", help="for trials: hold this device's part of data dealt so ...")
+@click.option("--devices", type=int, metavar="N", help="... to so many devices ...")
+@click.option("--seed", type=int, default=0, help="... with this seed  [0]")
+@click.option(
+    "--allow", multiple=True, metavar="NAME", help="a model package.module:function that may be imported"
+)
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="  [auto]")
+@click.option("--coordinator", metavar="HOST:PORT", help="in place of the address that joining brought")
+@click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="  [stderr]")
+@click.option("--once", is_flag=True, help="end when the run does; else wait for the next")
+@click.option(
+    "--insecure-loopback", type=int, metavar="DEVICE", help="NO TLS, NO IDENTITY: for tests; be this device"
+)
+@click.option("--fault", hidden=True)
+def run_agent(home: Path, **own: Any) -> None:
+    """Serve the coordinator until stopped. Data stays here: only updates and counts leave."""
+    from edgewise import data, specs
+    from edgewise.data.partition import PARTITIONS
+    from edgewise.deploy import Share
+    from edgewise.engines.fleet.logs import log_to
+
+    warnings.showwarning = note_in_one_line
+    warnings.simplefilter("always", EdgewiseWarning)
+    log_to(own["log"])
+    share = None
+    if own["partition"] is not None:
+        if own["devices"] is None:
+            raise EdgewiseError("--partition: needs --devices, the number that the data is dealt to")
+        share = Share(specs.parse(PARTITIONS, own["partition"], "partition"), own["devices"], own["seed"])
+    dataset = data.load(own["data"], own["data_dir"])
+    serve(home, dataset, share, own)
+
+
+def serve(home: Path, dataset: Any, share: Share | None, own: dict[str, Any]) -> None:
+    """Put an agent together and let it run until SIGTERM, Ctrl-C or the end of the run."""
+    from edgewise.deploy import equip
+    from edgewise.engines.fleet.agent import Agent
+    from edgewise.engines.fleet.duty import Duty, Training
+    from edgewise.engines.fleet.faults import AGENT, Fault
+    from edgewise.engines.fleet.join import alone, link
+    from edgewise.engines.fleet.keep import Keep
+
+    fault = Fault(own["fault"], AGENT)
+    with alone(home), ThreadPoolExecutor(1, "work") as executor:
+        reached = link(home, own["coordinator"], own["insecure_loopback"])
+        device = reached.device
+
+        def prepare(plan: Any) -> Duty:
+            return Training(equip(plan, dataset, device, share, own["allow"], own["accelerator"]))
+
+        def remember(run: str) -> Keep:
+            return Keep(home / "memory" / run)
+
+        asyncio.run(_until_told(Agent(reached, prepare, remember, executor, own["once"], fault)))
+
+
+async def _until_told(agent: Any) -> None:
+    """Run the agent; SIGTERM and Ctrl-C end it, and its memory is where it was committed last."""
+    loop, work = asyncio.get_running_loop(), asyncio.ensure_future(agent.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        # What is being trained now is of no use to anyone; a thread that computes cannot be stopped.
+        click.echo("edgewise: stopped", err=True)
+        sys.stderr.flush()
+        os._exit(0)

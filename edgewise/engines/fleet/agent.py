@@ -1,0 +1,325 @@
+"""The program on a device: it connects out, waits for tasks, and moves its memory on when an update counts.
+
+What it was doing goes on while the network is away: an update that was trained is sent from where the
+coordinator has it already, on the next stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import grpc
+
+from edgewise.device import Memory
+from edgewise.engines.fleet.duty import Duty
+from edgewise.engines.fleet.faults import Fault
+from edgewise.engines.fleet.keep import Pending
+from edgewise.engines.fleet.line import Line
+from edgewise.engines.fleet.link import Beats, Disconnected, Link, connect, why
+from edgewise.engines.fleet.messages import (
+    EVALUATE,
+    FINISHED,
+    PROTOCOL,
+    REFUSED,
+    TRAIN,
+    up,
+)
+from edgewise.errors import EdgewiseError
+
+FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
+log = logging.getLogger("edgewise.agent")
+
+
+class Memories(Protocol):
+    """Where the device's memory lies: `Keep` on a disk."""
+
+    round: int
+    memory: Memory
+    pending: Pending | None
+
+    def propose(self, round: int, digest: bytes, memory: Memory) -> None: ...
+    def commit(self) -> None: ...
+    def forget(self) -> None: ...
+
+
+@dataclass
+class Incoming:
+    """A task on its way in."""
+
+    head: Any
+    chunks: list[bytes]
+    missing: int
+
+    def frames(self) -> list[bytes]:
+        """One frame for each length; what is not stored is shorter."""
+        content, found, start = b"".join(self.chunks), [], 0
+        for length in self.head.lengths:
+            found.append(content[start : start + length])
+            start += length
+        return found
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """An update that is to be sent, until it is known whether it counts."""
+
+    round: int
+    digest: bytes
+    frame: bytes
+    seconds: float
+
+
+class Agent:
+    """`prepare` turns a coordinator's plan into a duty, `remember` opens the memory of a run.
+
+    With `once` the agent ends when a run does; otherwise it waits for the next one.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        prepare: Callable[[Any], Duty],
+        remember: Callable[[str], Memories],
+        executor: Executor,
+        once: bool = False,
+        fault: Fault | None = None,
+    ) -> None:
+        self.link, self.prepare, self.remember, self.executor, self.once = (
+            link,
+            prepare,
+            remember,
+            executor,
+            once,
+        )
+        self.fault = fault or Fault(None, ())
+        self.run_id = ""
+        self.plan: bytes = b""
+        self.duty: Duty | None = None
+        self.keep: Memories | None = None
+        self.incoming: Incoming | None = None
+        self.outgoing: Outgoing | None = None
+        self.next: tuple[Any, list[bytes]] | None = None  # a task that waits for the one before
+        self.working: asyncio.Task[None] | None = None
+        self.line: Line | None = None  # of the stream, once the coordinator has seen what was pending
+        self._round = 0  # of the work in hand
+        self._call: Any = None
+        self._crash: BaseException | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled, or with `once` until a run is finished. EdgewiseError if sent away."""
+        attempt = 0
+        while True:
+            address = self.link.addresses[attempt % len(self.link.addresses)]
+            try:
+                if await self._stream(address):
+                    return
+                attempt = 0
+            except Disconnected as reason:
+                if self._crash is not None:
+                    raise self._crash from None
+                attempt = attempt + 1 if self.line is None else 0
+                log.info("disconnected", extra={"words": str(reason), "peer": address})
+            finally:
+                self.line, self.incoming = None, None
+            # Full jitter: a coordinator that comes back is not met by all its devices at once.
+            await asyncio.sleep(random.uniform(0, min(LONGEST, FIRST * 2**attempt)))
+
+    async def _stream(self, address: str) -> bool:
+        """One stream, from hello to its end; whether the agent's work is done."""
+        async with connect(self.link, address) as call:
+            self._call = call
+            line, beats = Line(up, call.write), Beats()
+            line.say(hello=self._hello())
+            writing = [asyncio.create_task(line.run())]
+            try:
+                while (message := await call.read()) is not grpc.aio.EOF:
+                    beats.heard()
+                    kind = message.WhichOneof("body")
+                    if kind == "farewell":
+                        return self._farewell(message.farewell)
+                    if kind == "plan":
+                        await self._plan(message.plan, line)
+                        if len(writing) == 1:
+                            writing.append(asyncio.create_task(beats.run(line, message.plan.beat, call)))
+                    elif kind is not None:
+                        await self._on(kind, getattr(message, kind), line)
+                raise await why(call)
+            finally:
+                for task in writing:
+                    task.cancel()
+
+    # ---- what the coordinator says ----
+
+    async def _plan(self, plan: Any, line: Line) -> None:
+        serial = plan.SerializeToString()
+        if serial != self.plan:
+            await self._settle_down()
+            self.duty = await self._away(self.prepare, plan)
+            self.keep = await self._away(self.remember, plan.run)
+            self.plan, self.run_id, self.outgoing, self.next = serial, plan.run, None, None
+            # Hello could not say yet what is remembered of this run.
+            line.say(hello=self._hello())
+            return
+        assert self.duty is not None and self.keep is not None
+        pending = self.keep.pending
+        line.say(
+            ready={
+                "layout": self.duty.layout,
+                "examples": self.duty.examples,
+                "tests": self.duty.tests,
+                "labels": list(self.duty.labels) if plan.labels else [],
+                "pending_round": pending.round if pending else 0,
+                "pending_digest": pending.digest if pending else b"",
+                "in_hand": pending is not None and self.outgoing is not None,
+            }
+        )
+        self.line = line
+        if pending is None and self.next is not None:
+            self._begin()
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL,
+            "version": version("edgewise"),
+            "run": self.run_id,
+            "round": self.keep.round if self.keep else 0,
+            "held": self.duty.held if self.duty else 0,
+        }
+
+    def _farewell(self, farewell: Any) -> bool:
+        if farewell.kind == REFUSED:
+            raise EdgewiseError(f"the coordinator refuses this device: {farewell.reason}")
+        log.info("farewell", extra={"words": farewell.reason})
+        return bool(farewell.kind == FINISHED and self.once)
+
+    async def _on(self, kind: str, body: Any, line: Line) -> None:
+        if kind == "task":
+            assert self.duty is not None
+            size = sum(body.lengths)
+            if size > self.duty.longest:
+                raise Disconnected(
+                    f"a task of {size} bytes, where {self.duty.longest} are the most there can be"
+                )
+            self.incoming = Incoming(body, [], size)
+        elif kind == "chunk":
+            self._chunk(body.data)
+        elif kind == "verdict":
+            await self._verdict(body, line)
+
+    def _chunk(self, data: bytes) -> None:
+        incoming = self.incoming
+        if incoming is None or self.duty is None:
+            return
+        if self.duty.stores or not incoming.chunks:
+            incoming.chunks.append(data)
+        incoming.missing -= len(data)
+        if incoming.missing < 0:
+            raise Disconnected("a task longer than it announced")
+        if incoming.missing == 0:
+            self.incoming = None
+            self.fault.reached("asked", incoming.head.round)
+            if self._at_work_on(incoming.head):
+                return
+            self.next = (incoming.head, incoming.frames())
+            self._begin()
+
+    def _at_work_on(self, head: Any) -> bool:
+        """Whether this very task is being worked on, from a stream before this one."""
+        return self.working is not None and self._round == head.round and head.purpose == TRAIN
+
+    async def _verdict(self, verdict: Any, line: Line) -> None:
+        """Whether an update counts; the next task waits for the word."""
+        assert self.keep is not None
+        pending = self.keep.pending
+        if pending is None or (pending.round, pending.digest) != (verdict.round, verdict.digest):
+            return
+        self.fault.reached("heard", verdict.round)
+        if verdict.taken:
+            await self._away(self.keep.commit)
+            self.fault.reached("moved", verdict.round)
+        elif verdict.again and self.outgoing is not None:
+            self._send(self.outgoing, line, verdict.offset)
+            return
+        else:
+            line.drop()
+            log.info("not taken", extra={"round": verdict.round, "words": verdict.reason})
+            await self._away(self.keep.forget)
+        self.outgoing = None
+        self._begin()
+
+    # ---- work ----
+
+    def _begin(self) -> None:
+        """Start on the task that waits, unless another one is not done with."""
+        assert self.keep is not None
+        if self.next is None or self.working is not None or self.keep.pending is not None:
+            return
+        (head, frames), self.next = self.next, None
+        self._round = head.round
+        self.working = asyncio.create_task(self._work(head, frames))
+
+    async def _work(self, head: Any, frames: Sequence[bytes]) -> None:
+        assert self.duty is not None
+        try:
+            if head.purpose == TRAIN:
+                await self._train(head.round, frames)
+            elif head.purpose == EVALUATE:
+                scores = await self._away(self.duty.score, frames)
+                if self.line is not None:
+                    self.line.say(scores=scores)
+        except EdgewiseError as error:
+            log.warning("failed", extra={"round": head.round, "words": str(error)})
+            if self.line is not None:
+                self.line.say(failure={"round": head.round, "reason": str(error)})
+        except Exception as error:  # a fault of ours: it ends the agent, with its traceback
+            self._crash = error
+            self._call.cancel()
+        finally:
+            self.working = None
+        self._begin()
+
+    async def _train(self, round: int, frames: Sequence[bytes]) -> None:
+        assert self.duty is not None and self.keep is not None
+        began = time.monotonic()
+        frame, memory = await self._away(self.duty.train, frames, self.keep.memory)
+        self.fault.reached("trained", round)
+        digest = await self._away(_digest, frame)
+        await self._away(self.keep.propose, round, digest, memory)
+        self.fault.reached("kept", round)
+        self.outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
+        if self.line is not None:
+            self._send(self.outgoing, self.line, 0)
+
+    def _send(self, outgoing: Outgoing, line: Line, offset: int) -> None:
+        self.fault.reached("sending", outgoing.round)
+        head = {
+            "round": outgoing.round,
+            "digest": outgoing.digest,
+            "length": len(outgoing.frame),
+            "offset": offset,
+            "seconds": outgoing.seconds,
+        }
+        line.push([outgoing.frame], offset, lambda: self.fault.reached("sent", outgoing.round), update=head)
+
+    async def _settle_down(self) -> None:
+        """Let the work for an earlier plan come to its end; nobody waits for its result."""
+        if self.working is not None:
+            self.next = None
+            await asyncio.wait([self.working])
+
+    async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, action, *arguments)
+
+
+def _digest(frame: bytes) -> bytes:
+    return hashlib.sha256(frame).digest()

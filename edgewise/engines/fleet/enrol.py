@@ -1,0 +1,38 @@
+"""How a device gets its certificate: a token, good once, for a signature under its own key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import Any
+
+from edgewise.engines.fleet.certificates import fingerprint, key_fingerprint, requested_key
+from edgewise.engines.fleet.identity import Authority
+from edgewise.engines.fleet.journal import Journal
+from edgewise.engines.fleet.messages import JoinReply
+from edgewise.engines.fleet.roster import check_token, enrol
+from edgewise.errors import EdgewiseError
+
+log = logging.getLogger("edgewise.coordinator")
+
+
+class Enrolment:
+    def __init__(self, authority: Authority, journal: Journal) -> None:
+        self.authority, self.journal = authority, journal
+
+    async def join(self, request: Any, peer: str) -> Any:
+        """A certificate, or the reason why there is none."""
+        try:
+            digest = hashlib.sha256(request.secret).hexdigest()
+            key = key_fingerprint(requested_key(request.csr))
+            device = await asyncio.wrap_future(check_token(self.journal, digest, key))
+            certificate = self.authority.sign(request.csr, device)
+            # The token is used up in the transaction that makes the certificate the device's.
+            name = "".join(letter for letter in request.name[:100] if letter.isprintable())
+            await asyncio.wrap_future(enrol(self.journal, digest, key, name, fingerprint(certificate)))
+        except EdgewiseError as error:
+            log.warning("join refused", extra={"words": str(error), "peer": peer})
+            return JoinReply(refused=str(error))
+        log.info("joined", extra={"device": device, "peer": peer})
+        return JoinReply(certificate=certificate, device=device)
