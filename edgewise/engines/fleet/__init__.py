@@ -1,0 +1,1 @@
+"""Real devices: a coordinator, and agents that connect to it over mutual TLS."""
