@@ -52,7 +52,7 @@ def _new(part: Path, mode: int | None) -> int:
         return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     part.unlink(missing_ok=True)  # what was left behind may be open elsewhere
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-    pass
+    os.fchmod(descriptor, mode)
     return descriptor
 
 
