@@ -45,7 +45,7 @@ class Courier:
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
-        self._disk = ThreadPoolExecutor(2, "disk")
+        self._disk = ThreadPoolExecutor(8, "disk")
         self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None

@@ -170,8 +170,10 @@ class Fleet:
     def close(self) -> None:
         """Send the agents home; for good if the run has come to its end."""
         finished = self.memories.saved == self.run.rounds
-        self.host.call(self.courier.end(finished))
-        self.closing()
+        try:
+            self.host.call(self.courier.end(finished))
+        finally:  # a signal may come while it waits
+            self.closing()
 
     # ---- waiting ----
 

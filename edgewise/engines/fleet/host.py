@@ -108,10 +108,12 @@ class Host:
 
         if self._watch is not None:
             self._watch.cancel()
-        self.call(stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+        try:
+            self.call(stop())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
 
 
 def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
