@@ -156,6 +156,8 @@ def _fused(config: Config, model: FlatModel) -> str:
         obstacle = "fedavg's devices take several steps apart"
     elif not config.codec.lossless:
         obstacle = "the codec loses something on each device"
+    elif not config.aggregate.linear:
+        obstacle = "the aggregate looks at every device's update"
     elif not config.codec.fixed:
         obstacle = "what the codec makes differs in length from device to device"
     elif coupled := batch_coupled(model.module):

@@ -1,6 +1,6 @@
 """The loop: everything that runs on the coordinator, in order.
 
-broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
+broadcast the state -> the cohort answers -> its updates combined -> one server step -> evaluate -> write down
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgewise.evaluate import Evaluation, evaluate, per_device
 from edgewise.memories import Note
 from edgewise.reconcile import agree, reconcile
 from edgewise.records import Checkpoint, Records
-from edgewise.vector import Mean, State
+from edgewise.vector import State
 
 CHECKPOINT_SECONDS = 15.0
 TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
@@ -176,7 +176,7 @@ def _play(
     """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
     due = time.monotonic() + checkpoint_seconds
     while progress.round < parts.rounds:
-        row = _round(parts, engine, progress)
+        row = _round(parts, engine, progress, book.folder)
         book.round(row.row())
         last, began = progress.round == parts.rounds, time.monotonic()
         if last or began >= due:
@@ -192,8 +192,8 @@ def _play(
     _finish(parts, progress, book.folder)
 
 
-def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
-    """One round: changes `progress` and the engine's memories."""
+def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
+    """One round: changes `progress` and the engine's memories. `folder`: where updates may lie meanwhile."""
     config, number = parts.config, progress.round + 1
     began = time.monotonic()
     every = config.algorithm.sync_every
@@ -202,15 +202,15 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
     factor = parts.schedule.factor(done / parts.steps, progress.note or {})
     asked, layout = cohort(config, number), parts.model.layout
     task = Task(number, steps, factor, progress.way.announce(number, progress.server.state))
-    mean, losses, up = Mean(task.state), list[float](), list[int]()
+    gathering, losses, up = config.aggregate.start(task.state, folder), list[float](), list[int]()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
-        mean.add(_on(task.state, update, reply.buffers), weight=reply.examples)
+        gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
         losses += reply.losses
         up += [reply.bytes_each] * len(reply.devices)
     down = [progress.way.bytes_each(device) for device in asked]
-    progress.server = parts.work.algorithm.step(progress.server, mean.value(), factor, layout)
+    progress.server = parts.work.algorithm.step(progress.server, gathering.value(), factor, layout)
     progress.round = number
     progress.way.deliver(asked)
     engine.memories.commit(asked)
