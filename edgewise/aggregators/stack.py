@@ -91,7 +91,8 @@ class Stack:
 
     def _state(self, values: torch.Tensor) -> State:
         params, buffers = values.split([self.params, self.buffers])
-        return State(params.to(self.like.params.device), buffers.to(self.like.buffers.device))
+        # The server keeps the buffers: in memory of their own, they do not keep the parameters' with them.
+        return State(params.to(self.like.params.device), buffers.clone().to(self.like.buffers.device))
 
     def _write(self, row: Matrix) -> None:
         offset = (self.count - len(self.kept)) * row.nbytes
