@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgewise.engines.fleet.courier import Courier
 
 BACKLOG = 1000  # messages that may wait for an agent
+FAREWELL_SECONDS = 1.0  # that an agent has to take the last word
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
 
 
@@ -82,7 +83,7 @@ class Session:
             self.courier.note("refused", reason, device=self.device)
         self.line.drop()
         self.line.say(farewell={"kind": kind, "reason": reason})
-        await self.line.flush()
+        await self.line.flush(FAREWELL_SECONDS)
 
     async def _on(self, kind: str, body: Any) -> None:
         if kind == "hello":
