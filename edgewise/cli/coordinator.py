@@ -193,6 +193,7 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     `--shape` and `--classes` in its place, devices evaluate on what they hold out.
     """
     from edgewise import records, rounds
+    from edgewise.engines.fleet.descriptors import allow_connections
     from edgewise.engines.fleet.home import Home
     from edgewise.engines.fleet.logs import log_to
 
@@ -201,6 +202,7 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     own = {name: flags.pop(name) for name in OWN}
     place = Home(home)
     place.check()
+    allow_connections()
     folder = own["out"] or place.run
     log_to(own["log"])
     again = records.holds_run(folder)
