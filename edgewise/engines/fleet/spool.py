@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,10 @@ BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is 
 class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.size = sum(path.stat().st_size for path in folder.rglob("*.update")) if folder.exists() else 0
+        found = folder.rglob("*.update") if folder.exists() else ()
+        self._sizes = {path: path.stat().st_size for path in found}
+        self._lock = threading.Lock()
+        self.size = sum(self._sizes.values())  # bytes of all files
 
     @property
     def crowded(self) -> bool:
@@ -47,14 +51,23 @@ class Spool:
             raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
         return content
 
+    def holds(self, path: Path, size: int) -> None:
+        """A file has this size now, or is gone; several threads say so."""
+        with self._lock:
+            self.size += size - self._sizes.pop(path, 0)
+            if size:
+                self._sizes[path] = size
+
     def sweep(self, round: int) -> None:
         """Remove what belongs to this round and earlier ones."""
         if not self.folder.exists():
             return
         for path in self.folder.iterdir():
             if path.name.isdigit() and int(path.name) <= round:
-                self.size -= sum(file.stat().st_size for file in path.iterdir())
+                files = list(path.iterdir())
                 shutil.rmtree(path)
+                for file in files:
+                    self.holds(file, 0)
 
 
 class Arrival:
@@ -63,7 +76,7 @@ class Arrival:
     def __init__(
         self, spool: Spool, round: int, device: int, digest: str, length: int, offset: int = 0
     ) -> None:
-        """`length`: of the whole update; `offset`: where its bytes go on, of which all before must be here."""
+        """`length`: of the whole update; `offset`: where its bytes go on; all before must be here."""
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
@@ -85,11 +98,13 @@ class Arrival:
             if self.offset + len(data) > self.length:
                 raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
             rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            finally:
+                self._measure()
         self._sum.update(data)
         self.offset += len(data)
-        self.spool.size += len(data)
         if len(data) == self.length:
             self.whole = data
 
@@ -105,9 +120,14 @@ class Arrival:
                 )
             self._sum.update(found)
             self.offset += len(found)
-        self.spool.size -= self._file.seek(0, os.SEEK_END) - offset
         self._file.truncate(offset)
         self._file.seek(offset)
+        self._measure()
+
+    def _measure(self) -> None:
+        assert self._file is not None
+        file = os.fstat(self._file.fileno())
+        self.spool.holds(self.path, file.st_size if file.st_nlink else 0)  # it may have been swept
 
     def finish(self) -> None:
         """All has come: check the digest and wait for the disk."""
@@ -121,8 +141,8 @@ class Arrival:
 
     def discard(self) -> None:
         self.close()
-        self.spool.size -= self.offset
         self.path.unlink(missing_ok=True)
+        self.spool.holds(self.path, 0)
 
     def close(self) -> None:
         if self._file is not None:
