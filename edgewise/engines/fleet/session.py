@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 1000  # messages that may wait for an agent
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
+log = logging.getLogger("edgewise.coordinator")
 
 
 class Dismissed(Exception):
@@ -116,6 +118,7 @@ class Session:
         self.held = self.hello.held if self.hello.run == run else 0
         coming = False
         if ready.pending_round:
+            await courier.reopened(self, ready.pending_round)
             coming = await self._settle(ready.pending_round, ready.pending_digest.hex()) and ready.in_hand
         elif remembered < counted:
             courier.note("forgot", f"it remembers round {remembered} of {counted}", device=device)
@@ -150,6 +153,7 @@ class Session:
         courier, device, digest = self.courier, self.device, update.digest.hex()
         if len(update.digest) != 32:
             raise Dismissed("an update without a digest")
+        self.held = max(self.held, update.round)  # even if it is late
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
         if counts == digest:
             self._tell(update.round, digest, True)  # it was, and the word of it was lost
@@ -163,7 +167,10 @@ class Session:
         else:
             arrival = Arrival(courier.spool, update.round, device, digest, update.length)
             await self._on_disk(arrival, arrival.open, update.offset)
-            self.held, self.seconds, self.arrival = update.round, update.seconds, arrival
+            self.seconds, self.arrival = update.seconds, arrival
+            if update.offset:
+                words = f"at {update.offset} of {update.length} bytes"
+                log.info("resumed", extra={"device": device, "round": update.round, "words": words})
             if arrival.complete:
                 await self._complete(arrival)
 
