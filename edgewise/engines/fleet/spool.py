@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from edgewise.errors import EdgewiseError
+from edgewise.files import sync_folder
 
 BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is due
 
@@ -64,6 +65,7 @@ class Arrival:
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
+        self.resumed = False
         self._file: IO[bytes] | None = None
         self._sum = hashlib.sha256()
 
@@ -74,7 +76,8 @@ class Arrival:
     def open(self, offset: int) -> None:
         """Go on at `offset`, of which all before must be here; what is beyond it is taken anew."""
         with _shown(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
+            self.resumed = offset > 0
             self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
             while self.offset < offset:
                 found = self._file.read(min(1 << 20, offset - self.offset))
@@ -87,6 +90,13 @@ class Arrival:
             self.spool.size -= self._file.seek(0, os.SEEK_END) - offset
             self._file.truncate(offset)
             self._file.seek(offset)
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            for above in folder.parents[:3]:  # of the round, of the run, of the spool
+                sync_folder(above)
 
     def write(self, data: bytes) -> None:
         """The next bytes; EdgewiseError for more than were announced."""
@@ -102,13 +112,20 @@ class Arrival:
         self.spool.size += len(data)
 
     def finish(self) -> None:
-        """All has come: check the digest and wait for the disk."""
+        """All has come: check the digest and wait for the disk.
+
+        EdgewiseError if the digest is another; DiskError if that may be because a part of it had lain here,
+        and had not outlived a loss of power.
+        """
         assert self._file is not None
         if self._sum.hexdigest() != self.digest:
             self.discard()
+            if self.resumed:
+                raise DiskError(f"{self.path}: what was here of it is damaged")
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
         with _shown(self.path):
             os.fsync(self._file.fileno())
+            sync_folder(self.path.parent)
         self.close()
 
     def discard(self) -> None:
