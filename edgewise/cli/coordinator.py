@@ -192,6 +192,16 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     Devices bring their data. `--data` is the coordinator's own, on whose test examples it evaluates; with
     `--shape` and `--classes` in its place, devices evaluate on what they hold out.
     """
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        _run(home, config_file, extras, flags)
+    except _Leaving:
+        click.echo("edgewise: stopped; nothing is lost, run again to continue", err=True)
+        sys.exit(0)
+
+
+def _run(home: Path, config_file: Path | None, extras: tuple[str, ...], flags: dict[str, Any]) -> None:
     from edgewise import records, rounds
     from edgewise.engines.fleet.descriptors import allow_connections
     from edgewise.engines.fleet.home import Home
@@ -207,18 +217,12 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     log_to(own["log"])
     again = records.holds_run(folder)
     config = given_settings(config_file, {**flags, "engine": "fleet"}, extras, folder if again else None)
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, _leave)
     prepare, reach = _halves(place, folder, own)
     with closing(rounds.drive(config, folder, prepare, reach, again, own["checkpoint_seconds"])) as play:
-        try:
-            for row in play:
-                if row.accuracy is not None:
-                    done = f"round {row.round}  step {row.step}  loss {row.train_loss:.3f}"
-                    click.echo(f"{done}  accuracy {row.accuracy:.1%}", err=True)
-        except _Leaving:
-            click.echo("edgewise: stopped; nothing is lost, run again to continue", err=True)
-            sys.exit(0)
+        for row in play:
+            if row.accuracy is not None:
+                done = f"round {row.round}  step {row.step}  loss {row.train_loss:.3f}"
+                click.echo(f"{done}  accuracy {row.accuracy:.1%}", err=True)
     summary = records.summary(folder) or {}
     shown = {name: summary[name] for name in ("accuracy", "rounds", "bytes_up", "seconds", "model_digest")}
     click.echo(f"{click.format_filename(folder)}: {json.dumps(shown)}")

@@ -36,6 +36,7 @@ from edgewise.engines.fleet.messages import (
 from edgewise.errors import EdgewiseError
 
 FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
+SOON = 20.0  # seconds for the coordinator's first word
 log = logging.getLogger("edgewise.agent")
 
 
@@ -117,7 +118,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled, or with `once` until a run is finished. EdgewiseError if sent away."""
         attempt = 0
-        while True:
+        while self._crash is None:
             address = self.link.addresses[attempt % len(self.link.addresses)]
             try:
                 if await self._stream(address):
@@ -132,6 +133,7 @@ class Agent:
                 self.line, self.incoming = None, None
             # Full jitter: a coordinator that comes back is not met by all its devices at once.
             await asyncio.sleep(random.uniform(0, min(LONGEST, FIRST * 2**attempt)))
+        raise self._crash
 
     async def _stream(self, address: str) -> bool:
         """One stream, from hello to its end; whether the agent's work is done."""
@@ -141,7 +143,7 @@ class Agent:
             line.say(hello=self._hello())
             writing = [asyncio.create_task(line.run())]
             try:
-                while (message := await call.read()) is not grpc.aio.EOF:
+                while (message := await _read(call, len(writing) == 1)) is not grpc.aio.EOF:
                     beats.heard()
                     kind = message.WhichOneof("body")
                     if kind == "farewell":
@@ -234,8 +236,13 @@ class Agent:
             self._begin()
 
     def _at_work_on(self, head: Any) -> bool:
-        """Whether this very task is being worked on, from a stream before this one."""
-        return self.working is not None and self._round == head.round and head.purpose == TRAIN
+        """Whether this very task is being worked on, or is done with, from a stream before this one."""
+        assert self.keep is not None
+        if head.purpose != TRAIN:
+            return False
+        working = self.working is not None and self._round == head.round
+        done = self.outgoing is not None and self.outgoing.round == head.round
+        return working or done or head.round <= self.keep.round
 
     async def _verdict(self, verdict: Any, line: Line) -> None:
         """Whether an update counts; the next task waits for the word."""
@@ -324,3 +331,11 @@ class Agent:
     async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, action, *arguments)
+
+
+async def _read(call: Any, first: bool) -> Any:
+    """The next message. The first must come soon: there are no beats yet that would tell of a silent end."""
+    try:
+        return await asyncio.wait_for(call.read(), SOON if first else None)
+    except TimeoutError:
+        raise Disconnected("connected, but no plan has come") from None

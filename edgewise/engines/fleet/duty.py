@@ -109,9 +109,13 @@ class Training:
         for number, data in enumerate(frames):
             buffers = self.outfit.model.buffers.nbytes if number == last else 0
             frame = wire.unpack(data, *self._expected(buffers))
-            state = (frame.round, broadcast.receive(frame, state, self.outfit.down, layout, dtype))
+            # What it holds already may come again: the coordinator knows of it by an update in time only.
+            if state is None or frame.kind is not wire.Kind.DIFFERENCE or frame.round > state[0]:
+                state = (frame.round, broadcast.receive(frame, state, self.outfit.down, layout, dtype))
         if state is None:
             raise wire.FrameError("a task without a frame")
+        if state[0] != frame.round:
+            raise wire.FrameError(f"a difference to an earlier state than that of round {state[0]}")
         if keep:
             self._state = state
         found = Raw().decode(frame.buffers, Layout.vector(len(frame.buffers) // dtype.itemsize), dtype)

@@ -72,9 +72,10 @@ class Run:
 class Kept:
     """Devices remember for themselves; here it is only noted how far the coordinator has come."""
 
-    def __init__(self, run: Run, spool: Spool, courier: Courier) -> None:
+    def __init__(self, run: Run, spool: Spool, courier: Courier, note: dict[str, Any] | None) -> None:
         self.run, self.spool, self.courier = run, spool, courier
-        self.round = self.saved = 0
+        self.round = self.saved = note["round"] if note else 0
+        spool.sweep(self.saved)  # the checkpoint may be the last thing that was written
 
     def commit(self, devices: Iterable[int]) -> None:
         self.round += 1
@@ -100,8 +101,7 @@ class Fleet:
         norms = journal.norms(run.id, KEPT).result()
         screen = Screen(run.terms, run.layout, run.dtype, norms)
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
-        self.memories = Kept(run, spool, self.courier)
-        self.memories.round = note["round"] if note else 0
+        self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
         self._opened: Opened | None = None  # the round, as the journal had it when it was begun
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
@@ -131,6 +131,8 @@ class Fleet:
             opened = Opened(tuple(cohort), False, {})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
+            if not opened.closed:  # all had come, and nobody was left to say so
+                self.journal.close_round(self.run.id, round).result()
             for device in cohort:
                 if device in opened.taken:
                     yield self._reply(round, device, Taken(opened.taken[device]))
@@ -148,13 +150,14 @@ class Fleet:
             opening.result()
 
     def evaluate(self, task: Task) -> Evaluation | None:
-        """On what devices hold out: all that are there are asked."""
+        """On what devices hold out."""
         round = task.round
         found = self.journal.evaluation(self.run.id, round).result()
         if found is not None:
             return scores.read(found)
         asked = self._wait(
-            lambda there, known: _with_tests(there, known), f"round {round}: devices with test examples"
+            lambda there, known: _with_tests(there, known, self.policy.patient),
+            f"round {round}: devices with test examples",
         )
         if not asked:
             return None
@@ -263,11 +266,14 @@ def _trusted(ranking: Sequence[int], known: dict[int, Member]) -> list[int]:
     return [d for d in (*ranking, *further) if d not in known or known[d].trusted]
 
 
-def _with_tests(there: set[int], known: dict[int, Member]) -> list[int] | None:
-    """The devices that can evaluate; None while nobody is there."""
-    if not there:
-        return None
-    return sorted(d for d in there if d in known and known[d].tests)
+def _with_tests(there: set[int], known: dict[int, Member], patient: bool) -> list[int] | None:
+    """The devices that evaluate: all that can, or if it may not take for ever, of these who are there.
+
+    None while nobody is.
+    """
+    able = sorted(device for device, member in known.items() if member.trusted and member.tests)
+    chosen = able if patient else [device for device in able if device in there]
+    return chosen if chosen or (there and not able) else None
 
 
 async def _present(courier: Courier) -> set[int]:

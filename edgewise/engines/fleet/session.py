@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BACKLOG = 1000  # messages that may wait for an agent
 FAREWELL_SECONDS = 1.0  # that an agent has to take the last word
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
+log = logging.getLogger("edgewise.coordinator")
 
 
 class Dismissed(Exception):
@@ -117,6 +119,7 @@ class Session:
         self.held = self.hello.held if self.hello.run == run else 0
         coming = False
         if ready.pending_round:
+            await courier.reopened(self, ready.pending_round)
             coming = await self._settle(ready.pending_round, ready.pending_digest.hex()) and ready.in_hand
         elif remembered < counted:
             courier.note("forgot", f"it remembers round {remembered} of {counted}", device=device)
@@ -151,6 +154,7 @@ class Session:
         courier, device, digest = self.courier, self.device, update.digest.hex()
         if len(update.digest) != 32:
             raise Dismissed("an update without a digest")
+        self.held = max(self.held, update.round)  # even if it is late
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
         if counts == digest:
             self._tell(update.round, digest, True)  # it was, and the word of it was lost
@@ -162,8 +166,11 @@ class Session:
                 update.round, digest, f"an update of {update.length} bytes, at most {courier.longest}"
             )
         else:
-            self.held, self.seconds = update.round, update.seconds
+            self.seconds = update.seconds
             self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
+            if update.offset:
+                words = f"at {update.offset} of {update.length} bytes"
+                log.info("resumed", extra={"device": device, "round": update.round, "words": words})
             await self._more(self.arrival, update.data)
 
     async def _chunk(self, chunk: Any) -> None:
