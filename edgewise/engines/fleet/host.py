@@ -177,6 +177,14 @@ def _bytes(message: Any) -> Callable[[Any], bytes]:
 
 
 def server_credentials(authority: Authority, mutual: bool) -> Any:
-    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too."""
-    own = authority.serve_as()
-    return grpc.ssl_server_credentials([(own.key, own.chain)], own.ca if mutual else None, mutual)
+    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too.
+
+    The certificate is looked up anew for every connection: a coordinator may run for longer than it lasts.
+    """
+
+    def current() -> Any:
+        own = authority.serve_as()
+        root = own.ca if mutual else None
+        return grpc.ssl_server_certificate_configuration([(own.key, own.chain)], root)
+
+    return grpc.dynamic_ssl_server_credentials(current(), current, mutual)
