@@ -63,7 +63,7 @@ class Arrival:
     def __init__(
         self, spool: Spool, round: int, device: int, digest: str, length: int, offset: int = 0
     ) -> None:
-        """`length`: of the whole update; `offset`: where its bytes go on, of which all before must be here."""
+        """`length`: of the whole update; `offset`: where its bytes go on; all before must be here."""
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
