@@ -32,34 +32,34 @@ HOME = click.argument("home", type=click.Path(path_type=Path))
     help="for load tests: N light agents in one process, which train nothing",
 )
 @click.option(
-    "--tokens",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="with --load: a token a line, for all to join with",
+    "--tokens", type=click.Path(path_type=Path), metavar="FILE", help="for --load: one a line, to join with"
 )
-@click.option("--once", is_flag=True, help="with --load: end when the run does")
+@click.option(
+    "--data", "name", default="digits", metavar="NAME", help="for --load: of the images' shape  [digits]"
+)
+@click.option("--allow", multiple=True, metavar="NAME", help="for --load: a model that may be imported")
+@click.option("--once", is_flag=True, help="for --load: end when the run does")
 @click.pass_context
-def agent(context: click.Context, load: int | None, tokens: Path | None, once: bool) -> None:
+def agent(context: click.Context, /, load: int | None, tokens: Path | None, **own: Any) -> None:
     """Be a device of a fleet: train on data that stays here.
 
     HOME is the device's folder on this machine. First join, once, with a token from `edgewise coordinator
     invite`; then run. How-to: docs/fleet.md.
     """
-    if load is not None:
-        from edgewise import data
-        from edgewise.deploy import equip
-        from edgewise.engines.fleet.load import run_load
-        from edgewise.engines.fleet.logs import log_to
+    if load is None:
+        if context.invoked_subcommand is None:
+            click.echo(context.get_help())
+        return
+    if tokens is None:
+        raise EdgewiseError("--load: needs --tokens FILE, with as many tokens (coordinator invite --count N)")
+    from edgewise import data
+    from edgewise.deploy import equip
+    from edgewise.engines.fleet.load import run_load
+    from edgewise.engines.fleet.logs import log_to
 
-        if tokens is None:
-            raise EdgewiseError(
-                "--load: needs --tokens FILE, with as many tokens (coordinator invite --count N)"
-            )
-        log_to(None)
-        dataset = data.load("digits")
-        run_load(load, tokens, once, lambda plan: equip(plan, dataset, 0, None, (), "cpu"))
-    elif context.invoked_subcommand is None:
-        click.echo(context.get_help())
+    log_to(None)
+    dataset = data.load(own["name"])
+    run_load(load, tokens, own["once"], lambda plan: equip(plan, dataset, 0, None, own["allow"], "cpu"))
 
 
 @agent.command()

@@ -224,6 +224,7 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     on what they hold out. A HOME holds one run; for another one name another folder with --out.
     """
     from edgewise import records
+    from edgewise.engines.fleet.descriptors import allow_connections
     from edgewise.engines.fleet.home import Home
     from edgewise.engines.fleet.logs import log_to
 
@@ -233,6 +234,7 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     _check(own, flags)
     place = Home(home)
     place.check()
+    allow_connections()
     folder = own["out"] or place.run
     own["log"] = own["log"] or place.log
     log_to(own["log"])

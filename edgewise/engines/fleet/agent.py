@@ -225,6 +225,7 @@ class Agent:
                     f"a task of {size} bytes, where {self.duty.longest} are the most there can be"
                 )
             self.incoming = Incoming(body, [], size)
+            self._chunk(body.data)
         elif kind == "chunk":
             self._chunk(body.data)
         elif kind == "verdict":
@@ -303,16 +304,20 @@ class Agent:
         self._begin()
 
     async def _train(self, round: int, frames: Sequence[bytes]) -> None:
-        assert self.duty is not None and self.keep is not None
-        began = time.monotonic()
-        frame, memory = await self._away(self.duty.train, frames, self.keep.memory)
-        self.fault.reached("trained", round)
-        digest = await self._away(_digest, frame)
-        await self._away(self.keep.propose, round, digest, memory)
-        self.fault.reached("kept", round)
-        self.outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
+        self.outgoing = await self._away(self._learn, round, frames)
         if self.line is not None:
             self._send(self.outgoing, self.line, 0)
+
+    def _learn(self, round: int, frames: Sequence[bytes]) -> Outgoing:
+        """Train, and make the memory that goes with the update last before anything of it is sent."""
+        assert self.duty is not None and self.keep is not None
+        began = time.monotonic()
+        frame, memory = self.duty.train(frames, self.keep.memory)
+        self.fault.reached("trained", round)
+        digest = hashlib.sha256(frame).digest()
+        self.keep.propose(round, digest, memory)
+        self.fault.reached("kept", round)
+        return Outgoing(round, digest, frame, time.monotonic() - began)
 
     def _send(self, outgoing: Outgoing, line: Line, offset: int) -> None:
         self.fault.reached("sending", outgoing.round)
@@ -334,7 +339,3 @@ class Agent:
     async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, action, *arguments)
-
-
-def _digest(frame: bytes) -> bytes:
-    return hashlib.sha256(frame).digest()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+from edgewise.device import Reply
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
 from edgewise.engines.fleet.messages import FINISHED, STOPPING, TRAIN
@@ -23,10 +24,11 @@ from edgewise.engines.fleet.roster import Member, flag
 from edgewise.engines.fleet.screen import Screen
 from edgewise.engines.fleet.session import Session
 from edgewise.engines.fleet.spool import Arrival, Spool
-from edgewise.engines.fleet.window import Window
+from edgewise.engines.fleet.window import Taken, Window
 from edgewise.errors import EdgewiseError
 
 T = TypeVar("T")
+HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
 SILENT = 3  # beats without a word after which a stream is given up
 log = logging.getLogger("edgewise.coordinator")
 
@@ -45,7 +47,7 @@ class Courier:
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
-        self._disk = ThreadPoolExecutor(2, "disk")
+        self._disk = ThreadPoolExecutor(8, "disk")
         self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
@@ -149,9 +151,10 @@ class Courier:
             and window.waits_for(device)
         )
 
-    async def take(self, session: Session, arrival: Arrival, norm: float) -> bool:
+    async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
         """Put an update into the journal and the round; False if the round was closed before."""
         window, round, device = self.window, arrival.round, session.device
+        reply, norm = found
         if window is None or not self.training(round, device):
             return False
         window.doubt += 1
@@ -162,7 +165,9 @@ class Courier:
             window.doubt -= 1
         self.fault.reached("taken", round)
         self.screen.norms.append(norm)
-        window.take(device, arrival.digest)
+        hot = window.hot + arrival.length <= HOT
+        window.hot += arrival.length if hot else 0
+        window.take(device, Taken(arrival.digest, reply if hot else None))
         self.metrics.updates.labels("taken").inc()
         self._timed(window, device)
         self._consider(window)
@@ -259,11 +264,11 @@ class Courier:
             await asyncio.wait([future])
             raise
 
-    async def screened(self, arrival: Arrival) -> float:
-        """The norm of an update that may be taken; EdgewiseError for one that may not."""
+    async def screened(self, arrival: Arrival) -> tuple[Reply, float]:
+        """The reply and its norm, of an update that may be taken; EdgewiseError for one that may not."""
 
-        def look() -> float:
-            data = self.spool.read(arrival.round, arrival.device, arrival.digest)
+        def look() -> tuple[Reply, float]:
+            data = arrival.whole or self.spool.read(arrival.round, arrival.device, arrival.digest)
             return self.screen.check(data, arrival.device, arrival.round, self.examples)
 
         return await asyncio.get_running_loop().run_in_executor(self._look, look)

@@ -27,7 +27,7 @@ from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.roster import Member, members
 from edgewise.engines.fleet.screen import KEPT, Screen
 from edgewise.engines.fleet.spool import Spool
-from edgewise.engines.fleet.window import Load, Window
+from edgewise.engines.fleet.window import Load, Taken, Window
 from edgewise.evaluate import Evaluation
 from edgewise.vector import Layout, State
 
@@ -103,6 +103,7 @@ class Fleet:
         self.memories = Kept(run, spool, self.courier)
         self.memories.round = note["round"] if note else 0
         self.host = Host()
+        self._opened: Opened | None = None  # the round, as the journal had it when it was begun
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -112,39 +113,39 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        opened = self.journal.round(self.run.id, round).result()
-        return (
-            opened.asked
-            if opened
-            else self._wait(
-                lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
-                f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
-            )
+        self._opened = self.journal.round(self.run.id, round).result()
+        if self._opened is not None:
+            return self._opened.asked
+        return self._wait(
+            lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
+            f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
         )
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        round = task.round
-        opened = self.journal.round(self.run.id, round).result()
+        round, opened = task.round, self._opened
+        opening: Future[None] | None = None
         if opened is None:
-            self.journal.open_round(self.run.id, round, cohort).result()
+            # Not waited for: nothing can be taken in the round before the journal has it, since it writes
+            # in the order in which it is asked.
+            opening = self.journal.open_round(self.run.id, round, cohort)
             opened = Opened(tuple(cohort), False, {})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
-            yield from (
-                self._reply(round, device, opened.taken[device])
-                for device in cohort
-                if device in opened.taken
-            )
+            for device in cohort:
+                if device in opened.taken:
+                    yield self._reply(round, device, Taken(opened.taken[device]))
             return
-        needed = self.policy.needed(min(len(cohort), self._wanted(len(cohort))))
-        window = Window(round, cohort, needed, self._wanted(len(cohort)), self._training(task))
-        window.resume(opened.taken)
+        wanted = self._wanted(len(cohort))
+        window = Window(round, cohort, self.policy.needed(wanted), wanted, self._training(task))
+        window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
-            digest = self._await(window, window.answers[device])
-            if digest is not None:
-                yield self._reply(round, device, digest)
+            taken = self._await(window, window.answers[device])
+            if taken is not None:
+                yield self._reply(round, device, taken)
         self._await(window, window.outcome)
+        if opening is not None:
+            opening.result()
 
     def evaluate(self, task: Task) -> Evaluation | None:
         """On what devices hold out: all that are there are asked."""
@@ -170,8 +171,10 @@ class Fleet:
     def close(self) -> None:
         """Send the agents home; for good if the run has come to its end."""
         finished = self.memories.saved == self.run.rounds
-        self.host.call(self.courier.end(finished))
-        self.closing()
+        try:
+            self.host.call(self.courier.end(finished))
+        finally:  # a signal may come while it waits
+            self.closing()
 
     # ---- waiting ----
 
@@ -212,8 +215,10 @@ class Fleet:
 
     # ---- what travels ----
 
-    def _reply(self, round: int, device: int, digest: str) -> Reply:
-        return self.courier.screen.open(self.spool.read(round, device, digest), device, round)
+    def _reply(self, round: int, device: int, taken: Taken) -> Reply:
+        if taken.reply is not None:
+            return taken.reply
+        return self.courier.screen.open(self.spool.read(round, device, taken.digest), device, round)
 
     def _training(self, task: Task) -> Callable[[int, int], Load]:
         """What a device is sent to train: made once for all that hold the same."""

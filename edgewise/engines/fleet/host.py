@@ -109,10 +109,12 @@ class Host:
 
         if self._watch is not None:
             self._watch.cancel()
-        self.call(stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+        try:
+            self.call(stop())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
 
 
 def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
@@ -176,6 +178,14 @@ def _bytes(message: Any) -> Callable[[Any], bytes]:
 
 
 def server_credentials(authority: Authority, mutual: bool) -> Any:
-    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too."""
-    own = authority.serve_as()
-    return grpc.ssl_server_credentials([(own.key, own.chain)], own.ca if mutual else None, mutual)
+    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too.
+
+    The certificate is looked up anew for every connection: a coordinator may run for longer than it lasts.
+    """
+
+    def current() -> Any:
+        own = authority.serve_as()
+        root = own.ca if mutual else None
+        return grpc.ssl_server_certificate_configuration([(own.key, own.chain)], root)
+
+    return grpc.dynamic_ssl_server_credentials(current(), current, mutual)

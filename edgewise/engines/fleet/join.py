@@ -37,8 +37,8 @@ def join_fleet(home: Path, token: Token, name: str) -> int:
     files.write(home / ADDRESSES, json.dumps({"addresses": list(token.addresses)}) + "\n")
     request = JoinRequest(secret=token.secret, csr=csr, name=name[:100])
     credentials = grpc.ssl_channel_credentials(token.roots)
-    options = (("grpc.ssl_target_name_override", COORDINATOR),)
-    with grpc.secure_channel(token.join, credentials, options=options) as channel:
+    options = (("grpc.ssl_target_name_override", COORDINATOR), ("grpc.enable_http_proxy", 0))
+    with grpc.secure_channel(f"dns:///{token.join}", credentials, options=options) as channel:
         call: Any = channel.unary_unary(
             "/edgewise.Join/Join", lambda message: message.SerializeToString(), JoinReply.FromString
         )

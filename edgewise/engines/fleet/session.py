@@ -163,18 +163,17 @@ class Session:
                 update.round, digest, f"an update of {update.length} bytes, at most {courier.longest}"
             )
         else:
-            arrival = Arrival(courier.spool, update.round, device, digest, update.length)
-            await self._on_disk(arrival, arrival.open, update.offset)
-            self.held, self.seconds, self.arrival = update.round, update.seconds, arrival
-            if arrival.complete:
-                await self._complete(arrival)
+            self.held, self.seconds = update.round, update.seconds
+            self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
+            await self._more(self.arrival, update.data)
 
     async def _chunk(self, chunk: Any) -> None:
-        arrival = self.arrival
-        if arrival is None:
-            return  # of an update that was turned down while it was on its way
-        self.courier.metrics.received.inc(len(chunk.data))
-        await self._on_disk(arrival, arrival.write, chunk.data)
+        if self.arrival is not None:  # else: of an update that was turned down while it was on its way
+            await self._more(self.arrival, chunk.data)
+
+    async def _more(self, arrival: Arrival, data: bytes) -> None:
+        self.courier.metrics.received.inc(len(data))
+        await self._on_disk(arrival, arrival.write, data)
         self.courier.fault.reached("arriving", arrival.round)
         if self.arrival is arrival and arrival.complete:
             await self._complete(arrival)
@@ -213,8 +212,8 @@ class Session:
         try:
             await courier.on_disk(arrival.finish)
             courier.fault.reached("spooled", round)
-            norm = await courier.screened(arrival)
-            taken = await courier.take(self, arrival, norm)
+            found = await courier.screened(arrival)
+            taken = await courier.take(self, arrival, found)
         except (DiskError, JournalError) as error:
             await self._ask_again(arrival, str(error))
         except EdgewiseError as error:

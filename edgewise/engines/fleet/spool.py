@@ -60,10 +60,15 @@ class Spool:
 class Arrival:
     """One update on its way into the spool. Its methods block on the disk."""
 
-    def __init__(self, spool: Spool, round: int, device: int, digest: str, length: int) -> None:
+    def __init__(
+        self, spool: Spool, round: int, device: int, digest: str, length: int, offset: int = 0
+    ) -> None:
+        """`length`: of the whole update; `offset`: where its bytes go on, of which all before must be here."""
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
+        self.whole: bytes | None = None  # the bytes, where they came in one piece
+        self._start = offset
         self._file: IO[bytes] | None = None
         self._sum = hashlib.sha256()
 
@@ -71,35 +76,38 @@ class Arrival:
     def complete(self) -> bool:
         return self.offset == self.length
 
-    def open(self, offset: int) -> None:
-        """Go on at `offset`, of which all before must be here; what is beyond it is taken anew."""
-        with _shown(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
-            while self.offset < offset:
-                found = self._file.read(min(1 << 20, offset - self.offset))
-                if not found:
-                    raise EdgewiseError(
-                        f"an update that goes on at {offset}, of which {self.offset} bytes are here"
-                    )
-                self._sum.update(found)
-                self.offset += len(found)
-            self.spool.size -= self._file.seek(0, os.SEEK_END) - offset
-            self._file.truncate(offset)
-            self._file.seek(offset)
-
     def write(self, data: bytes) -> None:
         """The next bytes; EdgewiseError for more than were announced."""
-        assert self._file is not None
-        if self.offset + len(data) > self.length:
-            raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
-        rest = memoryview(data)
         with _shown(self.path):
+            if self._file is None:
+                self._open(self._start)
+            assert self._file is not None
+            if self.offset + len(data) > self.length:
+                raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
+            rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) :]
         self._sum.update(data)
         self.offset += len(data)
         self.spool.size += len(data)
+        if len(data) == self.length:
+            self.whole = data
+
+    def _open(self, offset: int) -> None:
+        """Go on at `offset`; what is here beyond it is taken anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
+        while self.offset < offset:
+            found = self._file.read(min(1 << 20, offset - self.offset))
+            if not found:
+                raise EdgewiseError(
+                    f"an update that goes on at {offset}, of which {self.offset} bytes are here"
+                )
+            self._sum.update(found)
+            self.offset += len(found)
+        self.spool.size -= self._file.seek(0, os.SEEK_END) - offset
+        self._file.truncate(offset)
+        self._file.seek(offset)
 
     def finish(self) -> None:
         """All has come: check the digest and wait for the disk."""

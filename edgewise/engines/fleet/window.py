@@ -5,11 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
+from edgewise.device import Reply
 from edgewise.errors import EdgewiseError
 
 Load = tuple[dict[str, Any], Sequence[bytes]]  # a task message's body, and the frames that follow it
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An update that counts: its digest, and the reply itself if it is at hand."""
+
+    digest: str
+    reply: Reply | None = None
 
 
 class Window:
@@ -36,6 +46,7 @@ class Window:
         self.failed: dict[int, str] = {}
         self.pushed: dict[int, float] = {}  # when the task went out
         self.closed = False
+        self.hot = 0  # bytes of updates that answers hold in memory
         self.timed = False  # whether a timer runs that will close it
         self.doubt = 0  # answers on their way into the journal; it does not close before they are there
         self.began = time.monotonic()
