@@ -6,7 +6,9 @@ import json
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -239,3 +241,30 @@ def test_a_device_that_cannot_take_part_says_why_on_both_sides(fleet: tuple[Path
     status = json.loads(edgewise("coordinator", "status", "home", "--json", folder=folder).out)
     words = [event["words"] for event in status["events"] if event["kind"] == "refused"]
     assert any("cannot take part: data shelf: 2 classes" in word for word in words), status
+
+
+def test_no_round_waits_for_a_device_that_was_revoked(tmp_path: Path) -> None:
+    port = free()
+    init = ("coordinator", "init", "home", "--address", "127.0.0.1", "--port", port)
+    assert edgewise(*init, folder=tmp_path).status == 0
+    run = ("coordinator", "run", "home", *TINY, "--listen", f"127.0.0.1:{port}")
+    first = start(*run, folder=tmp_path)
+    until(lambda: "Ctrl-C" in first.err)
+    assert joined(tmp_path, "zero").status == joined(tmp_path, "one").status == 0
+    serve = ("--partition", "iid", "--devices", 2, "--once")
+    agent = start("agent", "run", "zero", *serve, folder=tmp_path)
+    until(lambda: taken(tmp_path) == 1)
+    edgewise("coordinator", "stop", "home", folder=tmp_path)
+    assert first.wait().status == 0
+    # The round is open, with one update of two; the other device will never come.
+    assert edgewise("coordinator", "revoke", "home", 1, folder=tmp_path).status == 0
+    second = start(*run, folder=tmp_path)
+    assert second.wait().status == 0
+    assert agent.wait().status == 0
+    rows = [json.loads(row) for row in (tmp_path / "home/run/rounds.jsonl").read_text().splitlines()]
+    assert [row.get("missing") for row in rows] == [[1], None, None, None]
+
+
+def taken(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "home" / "journal.sqlite")) as journal:
+        return int(journal.execute("SELECT count(*) FROM updates").fetchone()[0])

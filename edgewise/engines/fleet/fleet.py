@@ -100,6 +100,7 @@ class Fleet:
         norms = journal.norms(run.id, KEPT).result()
         screen = Screen(run.terms, run.layout, run.dtype, norms)
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
+        self.courier.revoked |= {one.id for one in members(journal).result() if one.revoked is not None}
         self.memories = Kept(run, spool, self.courier)
         self.memories.round = note["round"] if note else 0
         self.host = Host()
