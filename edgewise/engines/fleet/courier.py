@@ -45,6 +45,7 @@ class Courier:
         self.version = version("edgewise")
         self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
         self.sessions: dict[int, Session] = {}
+        self.revoked: set[int] = set()
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
@@ -64,6 +65,7 @@ class Courier:
             await session.dismiss(self._ending[1], self._ending[0])
             writing.cancel()
             return
+        self.revoked.discard(member.id)  # it may have joined anew
         if (old := self.sessions.get(member.id)) is not None:
             await self._replace(old)
         session = self.sessions[member.id] = Session(self, member, context)
@@ -97,13 +99,15 @@ class Courier:
         return {device for device, session in self.sessions.items() if session.ready}
 
     def expel(self, device: int, reason: str) -> None:
-        """End a device's stream at once."""
+        """End a revoked device's stream at once; no round waits for it."""
         session = self.sessions.get(device)
         if session is not None and session.task is not None:
             session.line.say(farewell={"kind": 3, "reason": reason})
             self._later(0.2, session.task.cancel)
+        self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
-            self._fail(self.window, device, reason)
+            self.window.excuse(device, reason)
+            self._consider(self.window)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -126,7 +130,9 @@ class Courier:
         self._begun.set()
         self.metrics.round.set(window.round)
         for device in window.asked:
-            if device in self.sessions:
+            if device in self.revoked and window.waits_for(device):
+                window.excuse(device, "it was revoked")  # since the round was opened
+            elif device in self.sessions:
                 self._push(self.sessions[device])
         self._consider(window)
 

@@ -101,6 +101,7 @@ class Fleet:
         norms = journal.norms(run.id, KEPT).result()
         screen = Screen(run.terms, run.layout, run.dtype, norms)
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
+        self.courier.revoked |= {one.id for one in members(journal).result() if one.revoked is not None}
         self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
         self._opened: Opened | None = None  # the round, as the journal had it when it was begun
@@ -131,11 +132,7 @@ class Fleet:
             opened = Opened(tuple(cohort), False, {})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
-            if not opened.closed:  # all had come, and nobody was left to say so
-                self.journal.close_round(self.run.id, round).result()
-            for device in cohort:
-                if device in opened.taken:
-                    yield self._reply(round, device, Taken(opened.taken[device]))
+            yield from self._again(round, opened)
             return
         wanted = self._wanted(len(cohort))
         window = Window(round, cohort, self.policy.needed(wanted), wanted, self._training(task))
@@ -148,6 +145,14 @@ class Fleet:
         self._await(window, window.outcome)
         if opening is not None:
             opening.result()
+
+    def _again(self, round: int, opened: Opened) -> Iterator[Reply]:
+        """The replies of a round that had all it needs before the coordinator was started again."""
+        if not opened.closed:  # all had come, and nobody was left to say so
+            self.journal.close_round(self.run.id, round).result()
+        for device in opened.asked:
+            if device in opened.taken:
+                yield self._reply(round, device, Taken(opened.taken[device]))
 
     def evaluate(self, task: Task) -> Evaluation | None:
         """On what devices hold out."""

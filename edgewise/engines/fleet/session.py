@@ -90,6 +90,8 @@ class Session:
     async def _on(self, kind: str, body: Any) -> None:
         if kind == "hello":
             self._hello(body)
+        elif kind == "failure" and not self.ready:
+            raise Dismissed(f"it cannot take part: {body.reason[:500]}")
         elif self.hello is None or (kind not in ("ready", "beat") and not self.ready):
             raise Dismissed(f"'{kind}' came out of turn")
         else:

@@ -1,10 +1,10 @@
 """Peers that say whatever a test wants them to, to a coordinator that runs for real, and what it makes of it.
 
-    site = Site(tmp_path)                     a coordinator with TLS, honest agents 0 and 1, device 2 for the test
-    with site.open(2) as round:               a round is open; device 2 is asked, and the honest agents wait
-        head, frames = round.peers[2].task()  what device 2 is to do
-        ...
-    assert round.missing == [2]               the honest agents have answered, and the round's state is right
+site = Site(tmp_path)                     a coordinator with TLS, honest agents 0 and 1, device 2 for the test
+with site.open(2) as round:               a round is open; device 2 is asked, and the honest agents wait
+    head, frames = round.peers[2].task()  what device 2 is to do
+    ...
+assert round.missing == [2]               the honest agents have answered, and the round's state is right
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class Peer:
         self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.said: queue.Queue[bytes | None] = queue.Queue(100)
         self.seen: list[Any] = []
-        options = (*OPTIONS, ("grpc.max_send_message_length", -1), ("grpc.ssl_target_name_override", COORDINATOR))
+        options = (
+            *OPTIONS,
+            ("grpc.max_send_message_length", -1),
+            ("grpc.ssl_target_name_override", COORDINATOR),
+        )
         own = (credentials.key, credentials.chain) if credentials else (None, None)
         ca = roots or (credentials.ca if credentials else None)
         self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, *own), options)
@@ -137,7 +141,12 @@ class Peer:
     def update(self, frame: bytes, round: int, size: int = 1 << 20, **other: Any) -> None:
         """Send an update in chunks of `size` bytes."""
         offset = other.get("offset", 0)
-        head = {"round": round, "digest": hashlib.sha256(frame).digest(), "length": len(frame), "seconds": 0.1}
+        head = {
+            "round": round,
+            "digest": hashlib.sha256(frame).digest(),
+            "length": len(frame),
+            "seconds": 0.1,
+        }
         self.say(update={**head, **other})
         for at in range(offset, len(frame), size):
             self.say(chunk={"data": frame[at : at + size]})
@@ -205,7 +214,9 @@ class Open:
 class Site:
     """A coordinator in this process and honest agents; all further devices are the test's."""
 
-    def __init__(self, folder: Path, devices: int = 3, quorum: float = 0.5, honest: Sequence[int] = (0, 1)) -> None:
+    def __init__(
+        self, folder: Path, devices: int = 3, quorum: float = 0.5, honest: Sequence[int] = (0, 1)
+    ) -> None:
         self.folder, self.honest, self.quorum, self.dataset = folder, honest, quorum, specks()
         self.authority = Authority.create(folder / "home" / "ca")
         self.inside = Reached(folder, self.dataset, self.authority, Policy(quorum=quorum))
@@ -327,7 +338,9 @@ class Site:
         self._peers.append(peer)
         return peer
 
-    def answer(self, device: int, frames: Sequence[bytes], memory: Memory | None = None) -> tuple[bytes, Memory]:
+    def answer(
+        self, device: int, frames: Sequence[bytes], memory: Memory | None = None
+    ) -> tuple[bytes, Memory]:
         """The update that an honest device would send."""
         duty = Training(equip(self.plan, self.dataset, device, self.share, (TINY,), "cpu"))
         return duty.train(frames, memory or Memory())
@@ -352,7 +365,9 @@ class Site:
         """Both the log and the journal say this."""
 
         def said() -> bool:
-            lines = [row for row in self.lines(event) if words in row["words"] and row.get("device") == device]
+            lines = [
+                row for row in self.lines(event) if words in row["words"] and row.get("device") == device
+            ]
             rows = self.journal.ask(
                 lambda database: database.execute(
                     "SELECT words FROM events WHERE kind = ? AND device IS ?", (event, device)

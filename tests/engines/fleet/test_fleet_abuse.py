@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from fleet_hostile import Peer, Site, resident, until
+from fleet_hostile import Peer, Site
 
 from edgewise import wire
-from edgewise.engines.fleet.messages import CHUNK, LARGEST, PROTOCOL, up
+from edgewise.engines.fleet.messages import PROTOCOL, up
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +90,9 @@ NONSENSE = {
     "an unknown field": b"\xfa\x3e\x04junk",
     "no message": b"\xff\xff\xff\xff",
     "another wire type": b"\x08\x01",
-    "text that is no text": up(hello={"protocol": 1, "version": "aa"}).SerializeToString().replace(b"aa", b"\xc3\x28"),
+    "text that is no text": up(hello={"protocol": 1, "version": "aa"})
+    .SerializeToString()
+    .replace(b"aa", b"\xc3\x28"),
 }
 
 
@@ -127,7 +127,10 @@ NOT_READY: dict[str, tuple[dict[str, Any], str]] = {
     "no layout": ({"layout": b""}, "its model has another layout"),
     "more examples than there are": ({"examples": 2**64 - 1}, "makes no sense"),
     "more tests than there are": ({"tests": 2**63}, "makes no sense"),
-    "a pending update without a digest": ({"pending_round": 1, "pending_digest": b"x" * 1000}, "makes no sense"),
+    "a pending update without a digest": (
+        {"pending_round": 1, "pending_digest": b"x" * 1000},
+        "makes no sense",
+    ),
 }
 
 
@@ -161,7 +164,12 @@ def test_an_update_of_another_round_is_late(site: Site) -> None:
         for other in (head.round - 1, head.round + 1, 0, 2**32 - 1):
             peer.update(frame, other)
             verdict = peer.hear("verdict")
-            assert (verdict.round, verdict.taken, verdict.reason, verdict.again) == (other, False, "late", False)
+            assert (verdict.round, verdict.taken, verdict.reason, verdict.again) == (
+                other,
+                False,
+                "late",
+                False,
+            )
         site.noted("late", "the round is closed", 2)
         peer.update(frame, head.round)
         assert peer.hear("verdict").taken
@@ -222,7 +230,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "above the maximum": (other(length=1 << 40), "an update of 1099511627776 bytes, at most"),
     "as long as can be": (other(length=2**64 - 1), "an update of 18446744073709551615 bytes, at most"),
     "beyond what is there": (other(offset=50), "goes on at 50, of which 0 bytes are here"),
-    "far beyond what is there": (other(offset=2**64 - 1), "goes on at 18446744073709551615, of which 0 bytes"),
+    "far beyond what is there": (
+        other(offset=2**64 - 1),
+        "goes on at 18446744073709551615, of which 0 bytes",
+    ),
     "that took no time that there is": (other(seconds=math.nan), "makes no sense"),
     "that was there before it was asked for": (other(seconds=-1.0), "makes no sense"),
 }
