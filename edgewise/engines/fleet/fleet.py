@@ -104,7 +104,7 @@ class Fleet:
         self.courier.revoked |= {one.id for one in members(journal).result() if one.revoked is not None}
         self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
-        self._opened: Opened | None = None  # the round, as the journal had it when it was begun
+        self._looked_up: tuple[int, Opened | None] = (0, None)  # a round, as the journal had it
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -114,16 +114,19 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        self._opened = self.journal.round(self.run.id, round).result()
-        if self._opened is not None:
-            return self._opened.asked
+        opened = self.journal.round(self.run.id, round).result()
+        self._looked_up = (round, opened)
+        if opened is not None:
+            return opened.asked
         return self._wait(
             lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
             f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
         )
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        round, opened = task.round, self._opened
+        round, (looked_up, opened) = task.round, self._looked_up
+        if looked_up != round:
+            opened = self.journal.round(self.run.id, round).result()
         opening: Future[None] | None = None
         if opened is None:
             # Not waited for: nothing can be taken in the round before the journal has it, since it writes

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -152,7 +153,8 @@ class Arrival:
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
         with _shown(self.path):
             os.fsync(self._file.fileno())
-            sync_folder(self.path.parent)
+            with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
+                sync_folder(self.path.parent)
         self.close()
 
     def discard(self) -> None:
