@@ -157,12 +157,12 @@ class Courier:
         reply, norm = found
         if window is None or not self.training(round, device):
             return False
-        window.doubt += 1
+        window.doubt.add(device)
         try:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
         finally:
-            window.doubt -= 1
+            window.doubt.discard(device)
         self.fault.reached("taken", round)
         self.screen.norms.append(norm)
         hot = window.hot + arrival.length <= HOT
