@@ -104,6 +104,7 @@ class Fleet:
         self.memories.round = note["round"] if note else 0
         self.host = Host()
         self._opened: Opened | None = None  # the round, as the journal had it when it was begun
+        self._size = 0  # devices of its cohort, without those that are asked beside them
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -113,7 +114,7 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        self._opened = self.journal.round(self.run.id, round).result()
+        self._opened, self._size = self.journal.round(self.run.id, round).result(), size
         if self._opened is not None:
             return self._opened.asked
         return self._wait(
@@ -135,8 +136,9 @@ class Fleet:
                 if device in opened.taken:
                     yield self._reply(round, device, Taken(opened.taken[device]))
             return
-        wanted = self._wanted(len(cohort))
-        window = Window(round, cohort, self.policy.needed(wanted), wanted, self._training(task))
+        wanted = min(self._size, len(cohort))
+        needed = min(self.policy.needed(self._size), wanted)
+        window = Window(round, cohort, needed, wanted, self._training(task))
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
@@ -208,10 +210,6 @@ class Fleet:
                 began = time.monotonic()
                 words = f"devices {missing[:20]}{' ...' if len(missing) > 20 else ''} have not answered"
                 log.warning("waiting", extra={"round": window.round, "words": words})
-
-    def _wanted(self, asked: int) -> int:
-        """Answers that make up a round of which so many were asked."""
-        return asked if self.policy.spare == 0 else max(1, round(asked / (1 + self.policy.spare)))
 
     # ---- what travels ----
 
