@@ -180,7 +180,7 @@ class Courier:
         if window is None or not self.training(round, device):
             counts = await asyncio.wrap_future(self.journal.taken(self.run, round, device))
             return counts == arrival.digest
-        window.doubt += 1
+        window.doubt.add(device)
         try:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
@@ -188,7 +188,7 @@ class Courier:
             self._later(0, lambda: self._consider(window))  # others may have waited for this one
             raise
         finally:
-            window.doubt -= 1
+            window.doubt.discard(device)
         self.fault.reached("taken", round)
         if not window.waits_for(device):
             return True  # it has come twice, and counts once

@@ -105,6 +105,7 @@ class Fleet:
         self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
         self._looked_up: tuple[int, Opened | None] = (0, None)  # a round, as the journal had it
+        self._size = 0  # devices of its cohort, without those that are asked beside them
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -115,7 +116,7 @@ class Fleet:
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
         opened = self.journal.round(self.run.id, round).result()
-        self._looked_up = (round, opened)
+        self._looked_up, self._size = (round, opened), size
         if opened is not None:
             return opened.asked
         return self._wait(
@@ -137,8 +138,10 @@ class Fleet:
         if opened.closed or len(opened.taken) == len(opened.asked):
             yield from self._again(round, opened)
             return
-        wanted = self._wanted(len(cohort))
-        window = Window(round, cohort, self.policy.needed(wanted), wanted, self._training(task))
+        size = self._size or len(cohort)
+        wanted = min(size, len(cohort))
+        needed = min(self.policy.needed(size), wanted)
+        window = Window(round, cohort, needed, wanted, self._training(task))
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
@@ -219,10 +222,6 @@ class Fleet:
                 began = time.monotonic()
                 words = f"devices {missing[:20]}{' ...' if len(missing) > 20 else ''} have not answered"
                 log.warning("waiting", extra={"round": window.round, "words": words})
-
-    def _wanted(self, asked: int) -> int:
-        """Answers that make up a round of which so many were asked."""
-        return asked if self.policy.spare == 0 else max(1, round(asked / (1 + self.policy.spare)))
 
     # ---- what travels ----
 

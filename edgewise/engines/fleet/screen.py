@@ -37,8 +37,8 @@ class Screen:
         )
         if not (math.isfinite(norm) and bool(torch.isfinite(reply.buffers).all())):
             raise EdgewiseError("an update with NaN or infinity")
-        if len(self.norms) >= KNOWN and norm > ABSURD * statistics.median(self.norms):
-            usual = statistics.median(self.norms)
+        usual = statistics.median(self.norms) if len(self.norms) >= KNOWN else math.inf
+        if usual and norm > ABSURD * usual:  # where nothing is usual, nothing is absurd
             raise EdgewiseError(f"an update of norm {norm:.3g}, where {usual:.3g} is usual")
         return reply, norm
 

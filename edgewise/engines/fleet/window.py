@@ -49,7 +49,9 @@ class Window:
         self.closed = False
         self.hot = 0  # bytes of updates that answers hold in memory
         self.timed = False  # whether a timer runs that will close it
-        self.doubt = 0  # answers on their way into the journal; it does not close before they are there
+        self.doubt: set[int] = (
+            set()
+        )  # whose answers are on their way into the journal; it stays open for them
         self.began = time.monotonic()
 
     def resume(self, answers: Mapping[int, Any]) -> None:
@@ -65,9 +67,9 @@ class Window:
         self.answers[device].set_result(answer)
 
     def fail(self, device: int, reason: str) -> None:
-        """The device was heard, and its answer is of no use."""
-        self.failed[device] = reason
-        if not self.answers[device].done():
+        """The device was heard, and its answer is of no use; too late once the journal was given one."""
+        if device not in self.doubt and not self.answers[device].done():
+            self.failed[device] = reason
             self.answers[device].set_result(None)
 
     def excuse(self, device: int, reason: str) -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -25,14 +26,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from edgewise import records, rounds
+from edgewise import records, rounds, wire
 from edgewise.config import Config
 from edgewise.data import Dataset
 from edgewise.deploy import Share, assemble_coordinator, equip
+from edgewise.device import Memory
 from edgewise.engines.fleet.agent import Agent
 from edgewise.engines.fleet.certificates import fingerprint
 from edgewise.engines.fleet.coordinate import Coordinator
-from edgewise.engines.fleet.duty import Duty, Training
+from edgewise.engines.fleet.duty import Duty, Outfit, Training
 from edgewise.engines.fleet.fleet import Fleet
 from edgewise.engines.fleet.home import Home
 from edgewise.engines.fleet.host import Ports
@@ -114,16 +116,19 @@ class Agents:
     address: str = ""
     running: dict[int, tuple[Agent, Future[None]]] = field(default_factory=dict)
     duty: Callable[[Any, int], Duty] | None = None  # in place of training
+    before: Callable[[int, int], None] | None = None  # called with device and round, before it trains
     thread: Thread = field(default_factory=Thread)
-    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "work"))
+    executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
+    seeding: threading.Lock = field(default_factory=threading.Lock)  # models are made from one generator
 
     def start(self, device: int) -> Agent:
         """The device comes, as after a restart: it knows what lies in its home."""
+        executor = self.executors.setdefault(device, ThreadPoolExecutor(1, f"device {device}"))
         agent = Agent(
             self._link(device),
             lambda plan: self._duty(plan, device),
             lambda run: Keep(self.homes / str(device) / "memory" / run),
-            self.executor,
+            executor,
             once=True,
         )
         self.running[device] = (agent, self.thread.begin(agent.run()))
@@ -149,7 +154,8 @@ class Agents:
     def close(self) -> None:
         for device in list(self.running):
             self.stop(device)
-        self.executor.shutdown()
+        for executor in self.executors.values():
+            executor.shutdown()
         self.thread.close()
 
     def _link(self, device: int) -> Link:
@@ -158,9 +164,23 @@ class Agents:
         return Link((self.address,), device, credentials)
 
     def _duty(self, plan: Any, device: int) -> Duty:
-        if self.duty is not None:
-            return self.duty(plan, device)
-        return Training(equip(plan, self.dataset, device, self.share, tuple(self.allow), "cpu"))
+        with self.seeding:
+            if self.duty is not None:
+                return self.duty(plan, device)
+            outfit = equip(plan, self.dataset, device, self.share, tuple(self.allow), "cpu")
+            return Watched(outfit, self.before) if self.before is not None else Training(outfit)
+
+
+class Watched(Training):
+    """Training that tells before it begins, and may be held up by whoever is told."""
+
+    def __init__(self, outfit: Outfit, before: Callable[[int, int], None]) -> None:
+        super().__init__(outfit)
+        self.before = before
+
+    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[bytes, Memory]:
+        self.before(self.outfit.device.id, wire.Header.parse(frames[-1]).round)
+        return super().train(frames, memory)
 
 
 async def _end(work: Future[None]) -> None:
@@ -182,8 +202,9 @@ class InProcess:
         self.dataset, self.authority, self.policy = dataset, authority, policy or Policy()
         self.home.ca.mkdir(parents=True, exist_ok=True)
         self.present: Iterable[int] | None = None  # who is started with a run; None: all
+        self.gathered = False  # whether the first round waits until they are all there
         self.central = True  # whether the coordinator evaluates, or devices do
-        self.ready: Callable[[Fleet], None] = lambda fleet: None  # called before any agent is there
+        self.ready: Callable[[InProcess], None] = lambda fleet: None  # called before any agent is there
         self.engine: Fleet | None = None
         self.agents: Agents | None = None
 
@@ -211,6 +232,16 @@ class InProcess:
         finally:
             self.agents.close()
 
+    def here(self) -> set[int]:
+        """The devices that the coordinator can ask."""
+        assert self.engine is not None
+        courier = self.engine.courier
+
+        async def look() -> set[int]:
+            return courier.present()
+
+        return self.engine.host.call(look())
+
     def _prepare(self, config: Config) -> Any:
         shape = (self.dataset.shape, len(self.dataset.classes))
         return assemble_coordinator(config, self.dataset if self.central else shape)
@@ -222,13 +253,16 @@ class InProcess:
         fleet = self.engine = coordinator.fleet(parts.fleet_run(self.out), self.policy, note)
         try:
             fleet.check = self.agents.check
-            self.ready(fleet)
+            self.ready(self)
             self.agents.address = coordinator.address
             devices = range(parts.config.devices)
             for device in devices:
                 self._enrol(coordinator, device)
             for device in devices if self.present is None else self.present:
                 self.agents.start(device)
+            while self.gathered and self.here() != set(self.agents.running):
+                self.agents.check()
+                time.sleep(0.005)
         except BaseException:
             fleet.close()
             raise
