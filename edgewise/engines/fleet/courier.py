@@ -230,6 +230,7 @@ class Courier:
             return
         if window.waits_for(session.device):
             window.take(session.device, scores)
+            self.fault.reached("scored", window.round)
             self._consider(window)
 
     def _fail(self, window: Window, device: int, reason: str) -> None:

@@ -179,6 +179,7 @@ class Fleet:
         self._await(window, window.outcome)
         result = scores.combine([answer for answer in answers if answer is not None], self.run.classes)
         self.journal.evaluated(self.run.id, round, scores.row(result)).result()
+        self.courier.fault.reached("evaluated", round)
         self.courier.metrics.accuracy.set(result.accuracy)
         return result
 

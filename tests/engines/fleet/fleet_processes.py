@@ -16,15 +16,24 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import command
-from command import Running
+from command import Done, Running
 
 from edgewise.engines.fleet.certificates import fingerprint
 from edgewise.engines.fleet.home import Contact, Home
 from edgewise.engines.fleet.identity import Authority, Identity
 from edgewise.engines.fleet.roster import add
+
+
+class Nets(Protocol):
+    """Where processes run, if not all in one place. `device` None: the coordinator."""
+
+    def inside(self, device: int | None) -> dict[str, str]: ...
+
+    def address(self, device: int) -> str: ...
+
 
 PATIENCE = 300.0  # seconds for a run that takes half a minute on an idle machine
 MODULES = (
@@ -57,6 +66,7 @@ class Unit:
     process: Running | None = None
     deaths: list[int] = field(default_factory=list)
     killed: int = 0  # by the test, and not yet seen
+    between: Callable[[], None] = lambda: None  # what happens while it is dead
     done: bool = False
     down: bool = False  # left dead on purpose
 
@@ -78,6 +88,7 @@ class Unit:
             self.start()
         elif ended.status == -signal.SIGKILL and self.faults:
             del self.faults[0]
+            self.between()
             self.start()
         else:
             raise AssertionError(f"{self.name} ended with {ended.status}: {ended.err[-3000:]}")
@@ -88,11 +99,23 @@ class Unit:
             self.killed += 1
         self.process.send(number)
 
+    def leave(self, number: signal.Signals) -> Done:
+        """Ask it to go, and see it gone, in good order."""
+        self.down = True
+        assert self.process is not None
+        self.process.send(number)
+        command.until(lambda: self.process and self.process.ended)
+        ended = self.process.wait()
+        assert ended.status == 0, ended
+        assert "Traceback" not in ended.err, ended
+        return ended
+
     def kill(self) -> None:
         """Dead, until `start`."""
         self.down = True
-        if self.process is not None and not self.done:
-            self.process.send(signal.SIGKILL)
+        if self.process is not None:
+            if not self.process.ended:
+                self.process.send(signal.SIGKILL)
             self.process.wait()
 
 
@@ -105,23 +128,26 @@ class Scene:
         devices: int,
         settings: Sequence[object],
         policy: Sequence[object] = (),
-        model: str = MODEL,
+        joined: int | None = None,
+        nets: Nets | None = None,
     ) -> None:
-        self.folder, self.devices = folder, devices
+        self.folder, self.devices, self.nets = folder, devices, nets
         self.settings = [
             *DATA,
             *("--devices", devices, "--model", "tiny:net", "--batch", 4, "--accelerator", "cpu", *settings),
         ]
         self.policy = list(policy)
         self.port = free_port()
-        (folder / "tiny.py").write_text(model)
+        (folder / "tiny.py").write_text(MODEL)
         self.home = Home(folder / "home")
         self.authority = Authority.create(self.home.ca)
         Contact(("127.0.0.1",), self.port).save(self.home.folder)
-        for device in range(devices):
+        for device in range(devices if joined is None else joined):
             self.enrol(device)
         self.coordinator = Unit("the coordinator", self._coordinator)
-        self.agents = [Unit(f"agent {n}", self._agent(n)) for n in range(devices)]
+        self.agents = [
+            Unit(f"agent {n}", self._agent(n)) for n in range(devices if joined is None else joined)
+        ]
 
     def enrol(self, device: int) -> None:
         """Take a device in, as joining would; the coordinator must not be running."""
@@ -136,21 +162,36 @@ class Scene:
         return [self.coordinator, *self.agents]
 
     def _coordinator(self, faults: Sequence[str]) -> Running:
-        listen = ("--listen", f"127.0.0.1:{self.port}", "--log", "coordinator.log")
+        listen = ("--listen", f"{'0.0.0.0' if self.nets else '127.0.0.1'}:{self.port}")
         return command.start(
-            *("coordinator", "run", "home", *self.settings, *listen, *self.policy, *faults),
+            *("coordinator", "run", "home", *self.settings, *listen, "--log", "coordinator.log"),
+            *(*self.policy, *faults),
             folder=self.folder,
+            **(self.nets.inside(None) if self.nets else {}),
         )
 
     def _agent(self, device: int) -> Callable[[Sequence[str]], Running]:
         def launch(faults: Sequence[str]) -> Running:
+            host = self.nets.address(device) if self.nets else "127.0.0.1"
             share = (*DATA, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
-            where = ("--coordinator", f"127.0.0.1:{self.port}", "--log", f"agent{device}.log")
             return command.start(
-                "agent", "run", f"agent{device}", *share, *where, *faults, folder=self.folder
+                *("agent", "run", f"agent{device}", *share, "--coordinator", f"{host}:{self.port}"),
+                *("--log", f"agent{device}.log", *faults),
+                folder=self.folder,
+                **(self.nets.inside(device) if self.nets else {}),
             )
 
         return launch
+
+    def join(self, device: int) -> None:
+        """A new device, in the way that a user lets it join a coordinator that runs."""
+        done = command.edgewise("coordinator", "invite", "home", "--device", device, folder=self.folder)
+        assert done.status == 0, done
+        folder = f"agent{device}"
+        done = command.edgewise("agent", "join", folder, done.out.strip(), folder=self.folder)
+        assert done.status == 0, done
+        self.agents.append(Unit(f"agent {device}", self._agent(device)))
+        self.agents[-1].start()
 
     # ---- running ----
 
@@ -178,10 +219,7 @@ class Scene:
 
     def end(self) -> None:
         for unit in self.units:
-            if unit.process is not None and not unit.process.ended:
-                unit.process.send(signal.SIGKILL)
-            if unit.process is not None:
-                unit.process.wait()
+            unit.kill()
 
     # ---- what there is to see ----
 
@@ -233,6 +271,21 @@ class Scene:
         """Whoever was armed has died of it, every time."""
         for unit in self.units:
             assert unit.faults == [], self.report()
+
+
+REPLAY = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fleet_replay import replay
+replay()
+"""
+
+
+def replayed(scene: Scene) -> str:
+    """The digest of a run in one process with the devices that the journal says were in each round."""
+    done = command.edgewise("coordinator", folder=scene.folder, program=REPLAY)
+    assert done.status == 0, done
+    return done.out.strip()
 
 
 def simulated(folder: Path, scene: Scene) -> str:
