@@ -130,7 +130,7 @@ def test_what_can_be_written_again_is(gone: str, tmp_path: Path) -> None:
 )
 def test_a_changed_setting_is_named(change: dict[str, Any], tmp_path: Path) -> None:
     next(run(TINY, tmp_path)).round  # noqa: B018
-    with pytest.raises(EdgewiseError, match=r"; resume it as it was$") as told:
+    with pytest.raises(EdgewiseError, match=r"; resume it as it was, or give another --out$") as told:
         next(run(replace(TINY, **change), tmp_path, resume=True))
     changed = "set sgd.scalar_share" if "SGD" in str(change) and "0.2" in str(change) else list(change)[-1]
     assert str(told.value).startswith(f"{changed}: the run in {tmp_path} has ")

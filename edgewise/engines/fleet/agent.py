@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -33,9 +33,12 @@ from edgewise.engines.fleet.messages import (
     TRAIN,
     up,
 )
+from edgewise.engines.fleet.parcels import Incoming, Outgoing
 from edgewise.errors import EdgewiseError
 
 FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
+SOON = 20.0  # seconds for the coordinator's first word
+FAREWELL = 5.0  # seconds for the coordinator to hear why this device cannot take part
 log = logging.getLogger("edgewise.agent")
 
 
@@ -49,33 +52,6 @@ class Memories(Protocol):
     def propose(self, round: int, digest: bytes, memory: Memory) -> None: ...
     def commit(self) -> None: ...
     def forget(self) -> None: ...
-
-
-@dataclass
-class Incoming:
-    """A task on its way in."""
-
-    head: Any
-    chunks: list[bytes]
-    missing: int
-
-    def frames(self) -> list[bytes]:
-        """One frame for each length; what is not stored is shorter."""
-        content, found, start = b"".join(self.chunks), [], 0
-        for length in self.head.lengths:
-            found.append(content[start : start + length])
-            start += length
-        return found
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """An update that is to be sent, until it is known whether it counts."""
-
-    round: int
-    digest: bytes
-    frame: bytes
-    seconds: float
 
 
 class Agent:
@@ -117,7 +93,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled, or with `once` until a run is finished. EdgewiseError if sent away."""
         attempt = 0
-        while True:
+        while self._crash is None:
             address = self.link.addresses[attempt % len(self.link.addresses)]
             try:
                 if await self._stream(address):
@@ -132,6 +108,7 @@ class Agent:
                 self.line, self.incoming = None, None
             # Full jitter: a coordinator that comes back is not met by all its devices at once.
             await asyncio.sleep(random.uniform(0, min(LONGEST, FIRST * 2**attempt)))
+        raise self._crash
 
     async def _stream(self, address: str) -> bool:
         """One stream, from hello to its end; whether the agent's work is done."""
@@ -141,7 +118,7 @@ class Agent:
             line.say(hello=self._hello())
             writing = [asyncio.create_task(line.run())]
             try:
-                while (message := await call.read()) is not grpc.aio.EOF:
+                while (message := await _read(call, len(writing) == 1)) is not grpc.aio.EOF:
                     beats.heard()
                     kind = message.WhichOneof("body")
                     if kind == "farewell":
@@ -163,8 +140,12 @@ class Agent:
         serial = plan.SerializeToString()
         if serial != self.plan:
             await self._settle_down()
-            self.duty = await self._away(self.prepare, plan)
-            self.keep = await self._away(self.remember, plan.run)
+            try:
+                self.duty = await self._away(self.prepare, plan)
+                self.keep = await self._away(self.remember, plan.run)
+            except EdgewiseError as error:
+                await self._decline(str(error), line)
+                raise
             self.plan, self.run_id, self.outgoing, self.next = serial, plan.run, None, None
             # Hello could not say yet what is remembered of this run.
             line.say(hello=self._hello())
@@ -183,8 +164,17 @@ class Agent:
             }
         )
         self.line = line
+        log.info("ready", extra={"words": f"run {plan.run[:8]}, {self.duty.examples} examples"})
         if pending is None and self.next is not None:
             self._begin()
+
+    async def _decline(self, reason: str, line: Line) -> None:
+        """Let the coordinator know why this device cannot take part, and hear it out."""
+        line.say(failure={"round": 0, "reason": reason})
+        with suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(FAREWELL):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
 
     def _hello(self) -> dict[str, Any]:
         return {
@@ -234,8 +224,13 @@ class Agent:
             self._begin()
 
     def _at_work_on(self, head: Any) -> bool:
-        """Whether this very task is being worked on, from a stream before this one."""
-        return self.working is not None and self._round == head.round and head.purpose == TRAIN
+        """Whether this very task is being worked on, or is done with, from a stream before this one."""
+        assert self.keep is not None
+        if head.purpose != TRAIN:
+            return False
+        working = self.working is not None and self._round == head.round
+        done = self.outgoing is not None and self.outgoing.round == head.round
+        return working or done or head.round <= self.keep.round
 
     async def _verdict(self, verdict: Any, line: Line) -> None:
         """Whether an update counts; the next task waits for the word."""
@@ -324,3 +319,11 @@ class Agent:
     async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, action, *arguments)
+
+
+async def _read(call: Any, first: bool) -> Any:
+    """The next message. The first must come soon: there are no beats yet that would tell of a silent end."""
+    try:
+        return await asyncio.wait_for(call.read(), SOON if first else None)
+    except TimeoutError:
+        raise Disconnected("connected, but no plan has come") from None

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ class Courier:
         self.version = version("edgewise")
         self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
         self.sessions: dict[int, Session] = {}
+        self.revoked: set[int] = set()
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
@@ -51,6 +53,7 @@ class Courier:
         self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
+        self._begun = asyncio.Event()  # a window, by this process
 
     # ---- who is there ----
 
@@ -62,12 +65,15 @@ class Courier:
             await session.dismiss(self._ending[1], self._ending[0])
             writing.cancel()
             return
+        self.revoked.discard(member.id)  # it may have joined anew
         if (old := self.sessions.get(member.id)) is not None:
             await self._replace(old)
         session = self.sessions[member.id] = Session(self, member, context)
         try:
             await session.run(context.read)
         finally:
+            if session.completing is not None:  # until then the device's next stream has to wait
+                await asyncio.wait([session.completing])
             if self.sessions.get(member.id) is session:
                 del self.sessions[member.id]
             self._count()
@@ -93,13 +99,15 @@ class Courier:
         return {device for device, session in self.sessions.items() if session.ready}
 
     def expel(self, device: int, reason: str) -> None:
-        """End a device's stream at once."""
+        """End a revoked device's stream at once; no round waits for it."""
         session = self.sessions.get(device)
         if session is not None and session.task is not None:
             session.line.say(farewell={"kind": 3, "reason": reason})
             self._later(0.2, session.task.cancel)
+        self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
-            self._fail(self.window, device, reason)
+            self.window.excuse(device, reason)
+            self._consider(self.window)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -119,9 +127,12 @@ class Courier:
     def begin(self, window: Window, purpose: int, examples: int) -> None:
         """Open a window: its devices are sent their task as soon as they are there."""
         self.window, self.purpose, self.examples = window, purpose, examples
+        self._begun.set()
         self.metrics.round.set(window.round)
         for device in window.asked:
-            if device in self.sessions:
+            if device in self.revoked and window.waits_for(device):
+                window.excuse(device, "it was revoked")  # since the round was opened
+            elif device in self.sessions:
                 self._push(self.sessions[device])
         self._consider(window)
 
@@ -141,6 +152,17 @@ class Courier:
         window.pushed.setdefault(session.device, time.monotonic())
         self.fault.reached("pushed", window.round)
 
+    async def reopened(self, session: Session, round: int) -> None:
+        """Where this process has not come yet to a round that waits for the device: wait until it has."""
+        opened = await asyncio.wrap_future(self.journal.round(self.run, round))
+        if opened is None or opened.closed or session.device in opened.taken:
+            return
+        while not self._begun.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), self.plan["beat"])
+            session.heard = time.monotonic()
+            session.line.say(beat={"number": 0})
+
     def training(self, round: int, device: int) -> bool:
         """Whether an update of this round is waited for."""
         window = self.window
@@ -152,18 +174,24 @@ class Courier:
         )
 
     async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
-        """Put an update into the journal and the round; False if the round was closed before."""
+        """Put an update into the journal and the round; False if the round was closed without it."""
         window, round, device = self.window, arrival.round, session.device
         reply, norm = found
         if window is None or not self.training(round, device):
-            return False
+            counts = await asyncio.wrap_future(self.journal.taken(self.run, round, device))
+            return counts == arrival.digest
         window.doubt.add(device)
         try:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
+        except EdgewiseError:
+            self._later(0, lambda: self._consider(window))  # others may have waited for this one
+            raise
         finally:
             window.doubt.discard(device)
         self.fault.reached("taken", round)
+        if not window.waits_for(device):
+            return True  # it has come twice, and counts once
         self.screen.norms.append(norm)
         hot = window.hot + arrival.length <= HOT
         window.hot += arrival.length if hot else 0
@@ -202,6 +230,7 @@ class Courier:
             return
         if window.waits_for(session.device):
             window.take(session.device, scores)
+            self.fault.reached("scored", window.round)
             self._consider(window)
 
     def _fail(self, window: Window, device: int, reason: str) -> None:
@@ -218,7 +247,7 @@ class Courier:
         if window.closed or window is not self.window or window.doubt:
             return
         if window.enough:
-            self._spawn(self._close(window))
+            self._shut(window)
         elif window.valid and not window.timed:
             window.timed = True
             elapsed = time.monotonic() - window.began
@@ -231,13 +260,15 @@ class Courier:
         if window.doubt:
             self._later(0.01, lambda: self._overdue(window))
         else:
-            self._spawn(self._close(window))
+            self._shut(window)
+
+    def _shut(self, window: Window) -> None:
+        """Take no more from this moment on: what is journaled after it must not count."""
+        window.closed = True
+        self._spawn(self._close(window))
 
     async def _close(self, window: Window) -> None:
-        """No more answers. Where some are missing, the journal says so before anything rests on it."""
-        if window.closed:
-            return
-        window.closed = True
+        """Where answers are missing, the journal says so before anything rests on it."""
         missing = sorted({*window.missing(), *window.failed})
         if self.purpose == TRAIN and window.valid:
             closing = self.journal.close_round(self.run, window.round)

@@ -12,7 +12,9 @@ import signal
 from edgewise.errors import EdgewiseError
 
 COORDINATOR = (
-    *("opened", "pushed", "arriving", "spooled", "taken", "told", "closed", "combined", "saving", "swept"),
+    *("opened", "pushed", "arriving", "spooled", "taken", "told", "closed", "combined"),
+    *("scored", "evaluated"),  # where devices evaluate
+    *("saving", "swept"),
 )
 AGENT = ("asked", "trained", "kept", "sending", "sent", "heard", "moved")
 

@@ -72,9 +72,10 @@ class Run:
 class Kept:
     """Devices remember for themselves; here it is only noted how far the coordinator has come."""
 
-    def __init__(self, run: Run, spool: Spool, courier: Courier) -> None:
+    def __init__(self, run: Run, spool: Spool, courier: Courier, note: dict[str, Any] | None) -> None:
         self.run, self.spool, self.courier = run, spool, courier
-        self.round = self.saved = 0
+        self.round = self.saved = note["round"] if note else 0
+        spool.sweep(self.saved)  # the checkpoint may be the last thing that was written
 
     def commit(self, devices: Iterable[int]) -> None:
         self.round += 1
@@ -100,10 +101,10 @@ class Fleet:
         norms = journal.norms(run.id, KEPT).result()
         screen = Screen(run.terms, run.layout, run.dtype, norms)
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
-        self.memories = Kept(run, spool, self.courier)
-        self.memories.round = note["round"] if note else 0
+        self.courier.revoked |= {one.id for one in members(journal).result() if one.revoked is not None}
+        self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
-        self._opened: Opened | None = None  # the round, as the journal had it when it was begun
+        self._looked_up: tuple[int, Opened | None] = (0, None)  # a round, as the journal had it
         self._size = 0  # devices of its cohort, without those that are asked beside them
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
@@ -114,16 +115,19 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        self._opened, self._size = self.journal.round(self.run.id, round).result(), size
-        if self._opened is not None:
-            return self._opened.asked
+        opened = self.journal.round(self.run.id, round).result()
+        self._looked_up, self._size = (round, opened), size
+        if opened is not None:
+            return opened.asked
         return self._wait(
             lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
             f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
         )
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        round, opened = task.round, self._opened
+        round, (looked_up, opened) = task.round, self._looked_up
+        if looked_up != round:
+            opened = self.journal.round(self.run.id, round).result()
         opening: Future[None] | None = None
         if opened is None:
             # Not waited for: nothing can be taken in the round before the journal has it, since it writes
@@ -132,12 +136,11 @@ class Fleet:
             opened = Opened(tuple(cohort), False, {})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
-            for device in cohort:
-                if device in opened.taken:
-                    yield self._reply(round, device, Taken(opened.taken[device]))
+            yield from self._again(round, opened)
             return
-        wanted = min(self._size, len(cohort))
-        needed = min(self.policy.needed(self._size), wanted)
+        size = self._size or len(cohort)
+        wanted = min(size, len(cohort))
+        needed = min(self.policy.needed(size), wanted)
         window = Window(round, cohort, needed, wanted, self._training(task))
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
@@ -149,14 +152,23 @@ class Fleet:
         if opening is not None:
             opening.result()
 
+    def _again(self, round: int, opened: Opened) -> Iterator[Reply]:
+        """The replies of a round that had all it needs before the coordinator was started again."""
+        if not opened.closed:  # all had come, and nobody was left to say so
+            self.journal.close_round(self.run.id, round).result()
+        for device in opened.asked:
+            if device in opened.taken:
+                yield self._reply(round, device, Taken(opened.taken[device]))
+
     def evaluate(self, task: Task) -> Evaluation | None:
-        """On what devices hold out: all that are there are asked."""
+        """On what devices hold out."""
         round = task.round
         found = self.journal.evaluation(self.run.id, round).result()
         if found is not None:
             return scores.read(found)
         asked = self._wait(
-            lambda there, known: _with_tests(there, known), f"round {round}: devices with test examples"
+            lambda there, known: _with_tests(there, known, self.policy.patient),
+            f"round {round}: devices with test examples",
         )
         if not asked:
             return None
@@ -167,6 +179,7 @@ class Fleet:
         self._await(window, window.outcome)
         result = scores.combine([answer for answer in answers if answer is not None], self.run.classes)
         self.journal.evaluated(self.run.id, round, scores.row(result)).result()
+        self.courier.fault.reached("evaluated", round)
         self.courier.metrics.accuracy.set(result.accuracy)
         return result
 
@@ -261,11 +274,14 @@ def _trusted(ranking: Sequence[int], known: dict[int, Member]) -> list[int]:
     return [d for d in (*ranking, *further) if d not in known or known[d].trusted]
 
 
-def _with_tests(there: set[int], known: dict[int, Member]) -> list[int] | None:
-    """The devices that can evaluate; None while nobody is there."""
-    if not there:
-        return None
-    return sorted(d for d in there if d in known and known[d].tests)
+def _with_tests(there: set[int], known: dict[int, Member], patient: bool) -> list[int] | None:
+    """The devices that evaluate: all that can, or if it may not take for ever, of these who are there.
+
+    None while nobody is.
+    """
+    able = sorted(device for device, member in known.items() if member.trusted and member.tests)
+    chosen = able if patient else [device for device in able if device in there]
+    return chosen if chosen or (there and not able) else None
 
 
 async def _present(courier: Courier) -> set[int]:

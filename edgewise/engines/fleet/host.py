@@ -53,13 +53,14 @@ class Ports:
         port = contact.port
         listen = listen or (f"127.0.0.1:{port}" if insecure else f"0.0.0.0:{port}")
         host, _, number = listen.rpartition(":")
-        if not host or not number.isdigit() or int(number) > 65535:
-            raise EdgewiseError(f"--listen: {listen!r} is not HOST:PORT")
+        if not host or not (number.isascii() and number.isdigit()) or int(number) > 65534:
+            raise EdgewiseError(f"--listen: {listen!r} is not HOST:PORT, with a port up to 65534")
         if insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
             raise EdgewiseError(
                 f"--insecure-loopback: {host} is not loopback; legal: 127.0.0.1, localhost, [::1]"
             )
-        return cls(listen, f"{host}:{port + 1 if int(number) == port else int(number) + 1}", insecure)
+        join = 0 if number == "0" else int(number) + 1  # free ones, or the next
+        return cls(listen, f"{host}:{join}", insecure)
 
 
 class Host:

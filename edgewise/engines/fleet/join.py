@@ -45,9 +45,11 @@ def join_fleet(home: Path, token: Token, name: str) -> int:
         try:
             reply = call(request, timeout=SECONDS, wait_for_ready=True)
         except grpc.RpcError as error:
+            slow = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            why = f"no answer in {SECONDS} s" if slow else f"{error.code().name.lower()}, {error.details()}"
             raise EdgewiseError(
-                f"cannot join at {token.join}: {error.code().name.lower()} ({error.details()}); "
-                "is the coordinator running, and is it the one that made the token?"
+                f"cannot join at {token.join}: {why}; is the coordinator running, is this its address, does "
+                "a firewall let the port through, and is it the coordinator that made the token?"
             ) from None
     if reply.refused:
         raise EdgewiseError(f"the coordinator refuses to let this device join: {reply.refused}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -63,9 +64,10 @@ class Line:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def flush(self) -> None:
-        """Wait until all short messages are out."""
-        while self._words:
+    async def flush(self, seconds: float) -> None:
+        """Wait until all short messages are out, or so long: the other end may have stopped to listen."""
+        until = time.monotonic() + seconds
+        while self._words and time.monotonic() < until:
             await asyncio.sleep(0.005)
 
     def _next(self) -> bytes | None:

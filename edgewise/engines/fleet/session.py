@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from edgewise.engines.fleet.courier import Courier
 
 BACKLOG = 1000  # messages that may wait for an agent
+FAREWELL_SECONDS = 1.0  # that an agent has to take the last word
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
+log = logging.getLogger("edgewise.coordinator")
 
 
 class Dismissed(Exception):
@@ -82,11 +85,13 @@ class Session:
             self.courier.note("refused", reason, device=self.device)
         self.line.drop()
         self.line.say(farewell={"kind": kind, "reason": reason})
-        await self.line.flush()
+        await self.line.flush(FAREWELL_SECONDS)
 
     async def _on(self, kind: str, body: Any) -> None:
         if kind == "hello":
             self._hello(body)
+        elif kind == "failure" and not self.ready:
+            raise Dismissed(f"it cannot take part: {body.reason[:500]}")
         elif self.hello is None or (kind not in ("ready", "beat") and not self.ready):
             raise Dismissed(f"'{kind}' came out of turn")
         else:
@@ -116,6 +121,7 @@ class Session:
         self.held = self.hello.held if self.hello.run == run else 0
         coming = False
         if ready.pending_round:
+            await courier.reopened(self, ready.pending_round)
             coming = await self._settle(ready.pending_round, ready.pending_digest.hex()) and ready.in_hand
         elif remembered < counted:
             courier.note("forgot", f"it remembers round {remembered} of {counted}", device=device)
@@ -150,6 +156,7 @@ class Session:
         courier, device, digest = self.courier, self.device, update.digest.hex()
         if len(update.digest) != 32:
             raise Dismissed("an update without a digest")
+        self.held = max(self.held, update.round)  # even if it is late
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
         if counts == digest:
             self._tell(update.round, digest, True)  # it was, and the word of it was lost
@@ -161,8 +168,11 @@ class Session:
                 update.round, digest, f"an update of {update.length} bytes, at most {courier.longest}"
             )
         else:
-            self.held, self.seconds = update.round, update.seconds
+            self.seconds = update.seconds
             self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
+            if update.offset:
+                words = f"at {update.offset} of {update.length} bytes"
+                log.info("resumed", extra={"device": device, "round": update.round, "words": words})
             await self._more(self.arrival, update.data)
 
     async def _chunk(self, chunk: Any) -> None:

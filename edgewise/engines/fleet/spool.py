@@ -10,10 +10,12 @@ import hashlib
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from edgewise.errors import EdgewiseError
+from edgewise.files import sync_folder
 
 BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is due
 
@@ -81,6 +83,7 @@ class Arrival:
         self.path = spool.file(round, device, digest)
         self.offset = 0
         self.whole: bytes | None = None  # the bytes, where they came in one piece
+        self.resumed = offset > 0
         self._start = offset
         self._file: IO[bytes] | None = None
         self._sum = hashlib.sha256()
@@ -110,7 +113,7 @@ class Arrival:
 
     def _open(self, offset: int) -> None:
         """Go on at `offset`; what is here beyond it is taken anew."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         while self.offset < offset:
             found = self._file.read(min(1 << 20, offset - self.offset))
@@ -124,19 +127,34 @@ class Arrival:
         self._file.seek(offset)
         self._measure()
 
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            for above in folder.parents[:3]:  # of the round, of the run, of the spool
+                sync_folder(above)
+
     def _measure(self) -> None:
         assert self._file is not None
         file = os.fstat(self._file.fileno())
         self.spool.holds(self.path, file.st_size if file.st_nlink else 0)  # it may have been swept
 
     def finish(self) -> None:
-        """All has come: check the digest and wait for the disk."""
+        """All has come: check the digest and wait for the disk.
+
+        EdgewiseError if the digest is another; DiskError if that may be because a part of it had lain here,
+        and had not outlived a loss of power.
+        """
         assert self._file is not None
         if self._sum.hexdigest() != self.digest:
             self.discard()
+            if self.resumed:
+                raise DiskError(f"{self.path}: what was here of it is damaged")
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
         with _shown(self.path):
             os.fsync(self._file.fileno())
+            with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
+                sync_folder(self.path.parent)
         self.close()
 
     def discard(self) -> None:

@@ -44,6 +44,7 @@ class Window:
         self.outcome: Future[None] = Future()
         self.taken: list[int] = []
         self.failed: dict[int, str] = {}
+        self._excused = 0
         self.pushed: dict[int, float] = {}  # when the task went out
         self.closed = False
         self.hot = 0  # bytes of updates that answers hold in memory
@@ -70,6 +71,12 @@ class Window:
         if device not in self.doubt and not self.answers[device].done():
             self.failed[device] = reason
             self.answers[device].set_result(None)
+
+    def excuse(self, device: int, reason: str) -> None:
+        """The device is no longer of the fleet: what it would have given is not needed either."""
+        self.fail(device, reason)
+        self._excused += 1
+        self.needed = max(1, min(self.needed, len(self.asked) - self._excused))
 
     @property
     def valid(self) -> bool:
