@@ -116,7 +116,7 @@ def test_words_keep_their_order() -> None:
         for number in range(100):
             line.say(beat={"number": number})
         assert line.waiting == 100
-        await line.flush()
+        await line.flush(60)
         await quiet(line, wire)
 
     assert [one.beat.number for one in play(talk).messages] == [*range(100)]
