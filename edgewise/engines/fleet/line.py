@@ -56,9 +56,10 @@ class Line:
         while True:
             if self._words:
                 await self._write(self._words.popleft())
-            elif self._cargo is not None and (data := self._next()) is not None:
-                self.sent += len(data)
-                await self._write(self._make(chunk={"data": data}))
+            elif self._cargo is not None:
+                if (data := self._next()) is not None:
+                    self.sent += len(data)
+                    await self._write(self._make(chunk={"data": data}))
             else:
                 self._wake.clear()
                 await self._wake.wait()
