@@ -103,6 +103,7 @@ class Fleet:
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
         self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
+        self._size = 0  # of the round's cohort: fewer may be there to be asked, or more asked to spare
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -112,6 +113,7 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
+        self._size = min(size, len(ranking))
         opened = self.journal.round(self.run.id, round).result()
         return (
             opened.asked
@@ -138,8 +140,8 @@ class Fleet:
                 if device in opened.taken
             )
             return
-        needed = self.policy.needed(min(len(cohort), self._wanted(len(cohort))))
-        window = Window(round, cohort, needed, self._wanted(len(cohort)), self._training(task))
+        needed, wanted = self.policy.answers(self._size or len(cohort), len(cohort))
+        window = Window(round, cohort, needed, wanted, self._training(task))
         window.resume(opened.taken)
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
@@ -209,10 +211,6 @@ class Fleet:
                 began = time.monotonic()
                 words = f"devices {missing[:20]}{' ...' if len(missing) > 20 else ''} have not answered"
                 log.warning("waiting", extra={"round": window.round, "words": words})
-
-    def _wanted(self, asked: int) -> int:
-        """Answers that make up a round of which so many were asked."""
-        return asked if self.policy.spare == 0 else max(1, round(asked / (1 + self.policy.spare)))
 
     # ---- what travels ----
 

@@ -138,6 +138,20 @@ def test_what_the_last_checkpoint_stands_on_is_swept_by_the_next_coordinator(
     assert (kept.round, kept.saved) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("policy", "asked", "expected"),
+    [
+        (Policy(), 4, (4, 4)),
+        (Policy(quorum=0.5), 4, (2, 4)),
+        (Policy(quorum=0.5), 2, (2, 2)),  # half of the cohort, not of those who were there
+        (Policy(quorum=0.5, spare=0.5), 6, (2, 4)),
+        (Policy(quorum=0.5, spare=0.5), 3, (2, 3)),  # nobody was asked to spare
+    ],
+)
+def test_a_quorum_is_a_share_of_the_cohort(policy: Policy, asked: int, expected: tuple[int, int]) -> None:
+    assert policy.answers(4, asked) == expected
+
+
 # ---- the spool ----
 
 
