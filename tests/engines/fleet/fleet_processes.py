@@ -24,6 +24,7 @@ from command import Done, Running
 from edgewise.engines.fleet.certificates import fingerprint
 from edgewise.engines.fleet.home import Contact, Home
 from edgewise.engines.fleet.identity import Authority, Identity
+from edgewise.engines.fleet.keep import Keep
 from edgewise.engines.fleet.roster import add
 
 
@@ -266,6 +267,22 @@ class Scene:
         if everybody:
             assert updates == [(r, d) for r in range(1, rounds + 1) for d in range(self.devices)]
         assert [path for path in self.folder.glob("home/spool/**/*") if path.is_file()] == []
+
+    def check_memories(self, steps: int) -> None:
+        """Every device stands in its data where its updates that count have brought it, by so many each.
+
+        Be it that it has not heard yet of the last one, and will when it comes again.
+        """
+        for device in range(self.devices):
+            (folder,) = (self.folder / f"agent{device}" / "memory").iterdir()
+            keep, where = Keep(folder), f"device = {device}"
+            last, memory = keep.round, keep.memory
+            if (pending := keep.pending) is not None:
+                query = f"SELECT digest FROM updates WHERE {where} AND round = {pending.round}"
+                if self.rows(query) == [(pending.digest.hex(),)]:
+                    last, memory = pending.round, pending.memory
+            counted = self.rows(f"SELECT count(*), max(round) FROM updates WHERE {where}")
+            assert counted == [(memory.step // steps, last)], self.report()
 
     def check_faults(self) -> None:
         """Whoever was armed has died of it, every time."""

@@ -1,11 +1,9 @@
 """A fleet that people handle: SIGTERM, Ctrl-C, programs that are stopped, devices that come and go."""
 
-import json
 import signal
 import time
 from pathlib import Path
 
-import command
 import pytest
 from fleet_processes import Scene, replayed, simulated
 
@@ -23,13 +21,6 @@ def has(scene: Scene, device: int, after: int = 0) -> bool:
     """Whether an update of the device counts in a round after this one."""
     where = f"WHERE device = {device} AND round > {after}"
     return bool(scene.rows(f"SELECT count(*) FROM updates {where}")[0][0])
-
-
-def remembered(scene: Scene, device: int) -> tuple[int, int]:
-    """A device's place in its data, and the last round in which it says that its update counts."""
-    done = command.edgewise("agent", "status", f"agent{device}", "--json", folder=scene.folder)
-    (memory,) = json.loads(done.out)["runs"].values()
-    return memory["step"], memory["round"]
 
 
 def stop_early(scene: Scene, number: signal.Signals, seconds: float) -> None:
@@ -100,9 +91,7 @@ def test_with_a_quorum_rounds_go_on_without_a_device_that_comes_back(tmp_path: P
     assert not {(row[0], 2) for row in late} & set(scene.rows("SELECT round, device FROM updates"))
     assert scene.rows("SELECT sum(flags) FROM devices") == [(0,)]
     assert scene.rows("SELECT count(*) FROM events WHERE kind IN ('failed', 'refused')") == [(0,)]
-    for device in range(3):
-        counted, last = scene.rows(f"SELECT count(*), max(round) FROM updates WHERE device = {device}")[0]
-        assert remembered(scene, device) == (2 * counted, last)
+    scene.check_memories(steps=2)
 
 
 @pytest.mark.slow
