@@ -196,17 +196,7 @@ def make_terms(config: Config, model: FlatModel) -> Terms:
 
 def choose_fused(config: Config, model: FlatModel) -> str:
     """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
-    obstacle = ""
-    if config.engine == "fleet":
-        obstacle = "the devices of a fleet are apart"
-    elif not config.algorithm.sends_gradients:
-        obstacle = "fedavg's devices take several steps apart"
-    elif not config.codec.lossless:
-        obstacle = "the codec loses something on each device"
-    elif not config.codec.fixed:
-        obstacle = "what the codec makes differs in length from device to device"
-    elif coupled := batch_coupled(model.module):
-        obstacle = f"{coupled[0] or 'the model'} couples the examples of a batch"
+    obstacle = _obstacle(config, model)
     synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
     if synced and (obstacle or config.fused == "off"):
         reason = obstacle or "fused is off"
@@ -217,6 +207,20 @@ def choose_fused(config: Config, model: FlatModel) -> str:
     if config.fused == "on" and obstacle:
         raise EdgewiseError(f"fused: cannot be on: {obstacle}; use auto or off")
     return "off" if obstacle or config.fused == "off" else "on"
+
+
+def _obstacle(config: Config, model: FlatModel) -> str:
+    """Why one gradient for all devices is not exact; nothing if it is."""
+    coupled = batch_coupled(model.module)
+    obstacles = (
+        (config.engine == "fleet", "the devices of a fleet are apart"),
+        (not config.algorithm.sends_gradients, "fedavg's devices take several steps apart"),
+        (not config.codec.lossless, "the codec loses something on each device"),
+        (not config.aggregate.linear, "the aggregate looks at every device's update"),
+        (not config.codec.fixed, "what the codec makes differs in length from device to device"),
+        (bool(coupled), f"{(coupled or [''])[0] or 'the model'} couples the examples of a batch"),
+    )
+    return next((words for stands, words in obstacles if stands), "")
 
 
 def move(dataset: Dataset, accelerator: str) -> Dataset:

@@ -18,6 +18,7 @@ from torch import Tensor
 from edgewise.allocator import keep_freed_memory
 from edgewise.assemble import (
     DTYPES,
+    EPOCHS,
     EVALUATIONS,
     Parts,
     choose_fused,
@@ -65,6 +66,8 @@ def assemble_coordinator(config: Config, data: Dataset | tuple[Shape, int]) -> P
     if dataset is not None:
         shape, classes = dataset.shape, dataset.classes
         config = decide(config, dataset)
+        if config.epochs is None and config.steps is None:
+            config = replace(config, epochs=EPOCHS)
     else:
         shape, count = data  # type: ignore[misc]
         classes = tuple(str(number) for number in range(count))

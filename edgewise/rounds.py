@@ -1,6 +1,6 @@
 """The loop: everything that runs on the coordinator, in order.
 
-broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
+broadcast the state -> the cohort answers -> its updates combined -> one server step -> evaluate -> write down
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgewise.memories import Note
 from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
-from edgewise.vector import Mean, State
+from edgewise.vector import State
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -159,7 +159,7 @@ def _play(
     """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
     due = time.monotonic() + checkpoint_seconds
     while progress.round < parts.rounds:
-        row = _round(parts, engine, progress)
+        row = _round(parts, engine, progress, book.folder)
         book.round(row.row())
         last, began = progress.round == parts.rounds, time.monotonic()
         if last or began >= due or engine.crowded:
@@ -175,8 +175,8 @@ def _play(
     _finish(parts, progress, book.folder)
 
 
-def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
-    """One round: changes `progress` and the engine's memories."""
+def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
+    """One round: changes `progress` and the engine's memories. `folder`: where updates may lie meanwhile."""
     config, number = parts.config, progress.round + 1
     began = time.monotonic()
     every = config.algorithm.sync_every
@@ -187,14 +187,14 @@ def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
     asked = engine.choose(number, ranking(config, number), config.cohort_size)
     state = progress.way.announce(number, progress.server.state)
     task = Task(number, steps, factor, state, progress.way)
-    mean, got = Mean(task.state), _Got()
+    gathering, got = config.aggregate.start(task.state, folder), _Got()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
-        mean.add(_on(task.state, update, reply.buffers), weight=reply.examples)
+        gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
         got.note(reply)
     down = [progress.way.bytes_each(device) for device in asked]
-    progress.server = parts.terms.algorithm.step(progress.server, mean.value(), factor, layout)
+    progress.server = parts.terms.algorithm.step(progress.server, gathering.value(), factor, layout)
     progress.round = number
     progress.examples += got.examples
     progress.way.deliver(asked)

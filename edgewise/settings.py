@@ -54,6 +54,7 @@ CODECS = (
     "none, half, int8, int4, qsgd:4, ternary, sign, levels:1, topk:0.01, stc:0.01, randomk:0.01, dgc:0.001, "
     "powersgd:4; then :zstd, :nofeedback"
 )
+RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1 or clip-median"
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("data", str, "digits", "digits, cifar10, or package.module:function"),
@@ -82,6 +83,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
     Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
     Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
+    Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0
     ),

@@ -26,7 +26,7 @@ STAGES = """
     errors randomness specs allocator wire files
     data models vector
     optimizers schedules
-    local codecs
+    local codecs aggregators
     algorithms
     settings config
     broadcast

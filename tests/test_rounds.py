@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgewise import data, models, records, wire
+from edgewise.aggregators import MultiKrum
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.assemble import assemble
 from edgewise.codecs import DGC, TopK, parse
@@ -205,6 +206,7 @@ WAYS = {
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
     "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
     "fixup": replace(TINY, model=FIXUP),
+    "krum": replace(TINY, aggregate=MultiKrum(0), norm=Batch()),
     "topk": replace(TINY, codec=parse("topk:0.01")),
     "dgc": replace(TINY, codec=parse("dgc:0.01:3"), cohort=0.5),
     "drawn": replace(TINY, codec=parse("qsgd:4:nofeedback"), codec_down=parse("randomk:0.1:nofeedback")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -31,6 +32,8 @@ edgewise.add_command(agent)
 
 def main() -> None:
     """Run the command; a user's mistake is one line on stderr and exit status 2."""
+    # gRPC has its own words for what we say in ours; who looks for a fault in it can ask for them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         status = edgewise.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

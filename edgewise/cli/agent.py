@@ -29,54 +29,61 @@ HOME = click.argument("home", type=click.Path(path_type=Path))
     "--load",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="N light agents in one process, for load tests",
+    help="for load tests: N light agents in one process, which train nothing",
 )
 @click.option(
-    "--tokens",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="with --load: a token a line, for all to join with",
+    "--tokens", type=click.Path(path_type=Path), metavar="FILE", help="for --load: one a line, to join with"
 )
-@click.option("--once", is_flag=True, help="with --load: end when the run does")
+@click.option(
+    "--data", "name", default="digits", metavar="NAME", help="for --load: of the images' shape  [digits]"
+)
+@click.option("--allow", multiple=True, metavar="NAME", help="for --load: a model that may be imported")
+@click.option("--once", is_flag=True, help="for --load: end when the run does")
 @click.pass_context
-def agent(context: click.Context, load: int | None, tokens: Path | None, once: bool) -> None:
-    """Be a device: train on data that stays here."""
-    if load is not None:
-        from edgewise import data
-        from edgewise.deploy import equip
-        from edgewise.engines.fleet.load import run_load
-        from edgewise.engines.fleet.logs import log_to
+def agent(context: click.Context, /, load: int | None, tokens: Path | None, **own: Any) -> None:
+    """Be a device of a fleet: train on data that stays here.
 
-        if tokens is None:
-            raise EdgewiseError(
-                "--load: needs --tokens FILE, with as many tokens (coordinator invite --count N)"
-            )
-        log_to(None)
-        dataset = data.load("digits")
-        run_load(load, tokens, once, lambda plan: equip(plan, dataset, 0, None, (), "cpu"))
-    elif context.invoked_subcommand is None:
-        click.echo(context.get_help())
+    HOME is the device's folder on this machine. First join, once, with a token from `edgewise coordinator
+    invite`; then run. How-to: docs/fleet.md.
+    """
+    if load is None:
+        if context.invoked_subcommand is None:
+            click.echo(context.get_help())
+        return
+    if tokens is None:
+        raise EdgewiseError("--load: needs --tokens FILE, with as many tokens (coordinator invite --count N)")
+    from edgewise import data
+    from edgewise.deploy import equip
+    from edgewise.engines.fleet.load import run_load
+    from edgewise.engines.fleet.logs import log_to
+
+    log_to(None)
+    dataset = data.load(own["name"])
+    run_load(load, tokens, own["once"], lambda plan: equip(plan, dataset, 0, None, own["allow"], "cpu"))
 
 
 @agent.command()
 @HOME
 @click.argument("token")
-@click.option("--name", default=None, help="for the operator's eyes  [the host's name]")
+@click.option("--name", metavar="TEXT", help="what the coordinator's operator sees  [this host's name]")
 def join(home: Path, token: str, name: str | None) -> None:
-    """Join the fleet that a TOKEN is for (- reads it from standard input). The key stays in HOME."""
+    """Join the fleet that a TOKEN is for; - reads it from standard input. The device's key stays in HOME.
+
+    The coordinator must be running: joining asks it for a certificate.
+    """
     from edgewise.engines.fleet.join import join_fleet
     from edgewise.engines.fleet.token import Token
 
     text = sys.stdin.readline().strip() if token == "-" else token
     device = join_fleet(home, Token.parse(text), name or socket.gethostname())
-    click.echo(f"{home}: device {device} of the fleet")
+    click.echo(f"{home}: device {device} of the fleet; edgewise agent run {home} serves it")
 
 
 @agent.command()
 @HOME
-@click.option("--json", "as_json", is_flag=True, help="for programs")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, for programs")
 def status(home: Path, as_json: bool) -> None:
-    """Which device this is, and how far it has come."""
+    """Show which device this is, and how far it has come. Asks nobody."""
     from edgewise.engines.fleet.join import standing
 
     found = standing(home)
@@ -93,34 +100,58 @@ def status(home: Path, as_json: bool) -> None:
     "--data", default="digits", metavar="NAME", help="digits, cifar10, or package.module:function  [digits]"
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="folder of the data's files")
-@click.option("--partition", metavar="NAME", help="for trials: hold this device's part of data dealt so ...")
-@click.option("--devices", type=int, metavar="N", help="... to so many devices ...")
-@click.option("--seed", type=int, default=0, help="... with this seed  [0]")
 @click.option(
-    "--allow", multiple=True, metavar="NAME", help="a model package.module:function that may be imported"
+    "--partition", metavar="NAME", help="for trials: hold only this device's part of --data, dealt so ..."
 )
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="  [auto]")
-@click.option("--coordinator", metavar="HOST:PORT", help="in place of the address that joining brought")
-@click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="  [stderr]")
-@click.option("--once", is_flag=True, help="end when the run does; else wait for the next")
+@click.option("--devices", type=click.IntRange(1), metavar="N", help="... to this many devices ...")
+@click.option("--seed", type=int, metavar="N", default=0, help="... with this seed  [0]")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAME",
+    help="a model, as package.module:function, that the coordinator may ask for; may be given again",
+)
+@click.option(
+    "--share-labels", is_flag=True, help="let the coordinator know how many examples of each class are here"
+)
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="what this device trains on  [auto]",
+)
+@click.option("--coordinator", metavar="HOST:PORT", help="in place of the addresses that joining brought")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="log file, - for stderr  [stderr]",
+)
+@click.option("--once", is_flag=True, help="end when the run does, instead of waiting for the next")
 @click.option(
     "--insecure-loopback", type=int, metavar="DEVICE", help="NO TLS, NO IDENTITY: for tests; be this device"
 )
 @click.option("--fault", hidden=True)
 def run_agent(home: Path, **own: Any) -> None:
-    """Serve the coordinator until stopped. Data stays here: only updates and counts leave."""
+    """Serve the coordinator until stopped, whatever becomes of the network.
+
+    Data stays here. What leaves: updates of the model, losses, numbers of examples, scores of evaluations;
+    with --share-labels, how many examples of each class.
+    """
     from edgewise import data, specs
     from edgewise.data.partition import PARTITIONS
     from edgewise.deploy import Share
+    from edgewise.engines.fleet.join import link
     from edgewise.engines.fleet.logs import log_to
 
     warnings.showwarning = note_in_one_line
     warnings.simplefilter("always", EdgewiseWarning)
+    if (own["partition"] is None) != (own["devices"] is None):
+        raise EdgewiseError("--partition and --devices: deal data for a trial; give both, or neither")
+    link(home, own["coordinator"], own["insecure_loopback"])  # before data is loaded, which may take long
     log_to(own["log"])
     share = None
     if own["partition"] is not None:
-        if own["devices"] is None:
-            raise EdgewiseError("--partition: needs --devices, the number that the data is dealt to")
         share = Share(specs.parse(PARTITIONS, own["partition"], "partition"), own["devices"], own["seed"])
     dataset = data.load(own["data"], own["data_dir"])
     serve(home, dataset, share, own)
@@ -141,7 +172,8 @@ def serve(home: Path, dataset: Any, share: Share | None, own: dict[str, Any]) ->
         device = reached.device
 
         def prepare(plan: Any) -> Duty:
-            return Training(equip(plan, dataset, device, share, own["allow"], own["accelerator"]))
+            outfit = equip(plan, dataset, device, share, own["allow"], own["accelerator"])
+            return Training(outfit, own["share_labels"])
 
         def remember(run: str) -> Keep:
             return Keep(home / "memory" / run)

@@ -15,52 +15,65 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgewise.cli.progress import watch
 from edgewise.cli.run import given_settings, note_in_one_line, settings
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 
 if TYPE_CHECKING:
+    from edgewise.config import Config
     from edgewise.engines.fleet.home import Home
 
 HOME = click.argument("home", type=click.Path(path_type=Path))
+DEVICE = click.argument("device", type=click.IntRange(0), metavar="N")
+LOG = click.Path(path_type=Path, allow_dash=True)
+STDERR = Path("-")
 PORT = 7443
 
 
 @click.group()
 def coordinator() -> None:
-    """Run rounds with real devices."""
+    """Train with real devices: found a fleet, invite devices, run.
+
+    HOME is the fleet's folder on this machine. In order: init, invite (a token for each device, which joins
+    with it by `edgewise agent join`), run; status at any time. How-to: docs/fleet.md.
+    """
 
 
 @coordinator.command()
 @HOME
 @click.option(
-    "--address", "addresses", multiple=True, metavar="HOST", help="by which devices reach this machine"
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="HOST",
+    help="name or IP address by which devices reach this machine; may be given again  [this host's name]",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65534), default=PORT, help=f"of the fleet; joining: the next  [{PORT}]"
+    "--port",
+    type=click.IntRange(1, 65534),
+    default=PORT,
+    help=f"TCP port for agents; joining takes the next one  [{PORT}]",
 )
 def init(home: Path, addresses: tuple[str, ...], port: int) -> None:
-    """Found a fleet: make HOME, with an authority whose certificates its devices will have."""
-    from edgewise.engines.fleet.home import Contact
-    from edgewise.engines.fleet.identity import Authority
-    from edgewise.engines.fleet.token import check_address
+    """Found a fleet: make HOME, with the authority that signs its devices' certificates."""
+    from edgewise.engines.fleet.home import Contact, Home
 
-    contact = Contact(addresses or (socket.getfqdn(),), port)
-    for address in (*contact.fleet, contact.join):
-        check_address(address)
-    Authority.create(home / "ca")
-    contact.save(home)
-    click.echo(f"{home}: a new fleet, reached at {', '.join(contact.fleet)}; joining at port {port + 1}")
+    contact = Contact.of(addresses or (socket.getfqdn(),), port)
+    Home(home).found(contact)
+    click.echo(
+        f"{home}: a new fleet; devices reach it at {', '.join(contact.fleet)}, and to join at {contact.join}"
+    )
 
 
 @coordinator.command()
 @HOME
-@click.option("--count", type=int, default=1, help="tokens, a line each  [1]")
+@click.option("--count", type=int, metavar="N", default=1, help="how many tokens, a line each  [1]")
 @click.option(
-    "--device", type=int, metavar="N", help="the device's number, to let it join anew  [the next free]"
+    "--device", type=int, metavar="N", help="for the device of this number, to join anew  [the next free one]"
 )
-@click.option("--hours", type=float, default=24.0, help="until the token expires  [24]")
+@click.option("--hours", type=float, metavar="X", default=24.0, help="until the token expires  [24]")
 def invite(home: Path, count: int, device: int | None, hours: float) -> None:
-    """Print a token with which one device can join, once."""
+    """Print a token with which one device can join, once. It is a secret until then."""
     from edgewise.engines.fleet.certificates import certificate_der, read_certificate
     from edgewise.engines.fleet.home import Contact
     from edgewise.engines.fleet.identity import Authority
@@ -78,18 +91,18 @@ def invite(home: Path, count: int, device: int | None, hours: float) -> None:
 
 @coordinator.command()
 @HOME
-@click.argument("device", type=int)
+@DEVICE
 def revoke(home: Path, device: int) -> None:
-    """Take a device out for good, at once."""
+    """Take device N out of the fleet for good, at once."""
     _ask(home, {"what": "revoke", "device": device})
     click.echo(f"device {device} is revoked")
 
 
 @coordinator.command()
 @HOME
-@click.argument("device", type=int)
+@DEVICE
 def clear(home: Path, device: int) -> None:
-    """Ask a device again that was suspended because its updates were refused."""
+    """Ask device N again, which was suspended because its updates were refused."""
     _ask(home, {"what": "clear", "device": device})
     click.echo(f"device {device} is asked again")
 
@@ -97,16 +110,16 @@ def clear(home: Path, device: int) -> None:
 @coordinator.command()
 @HOME
 def stop(home: Path) -> None:
-    """Stop the coordinator that runs on HOME; `run` continues."""
+    """Stop the coordinator that runs on HOME. Nothing is lost: `run` continues."""
     _ask(home, {"what": "stop"})
-    click.echo("stopping")
+    click.echo("the coordinator stops; edgewise coordinator run continues")
 
 
 @coordinator.command()
 @HOME
-@click.option("--json", "as_json", is_flag=True, help="for programs")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, for programs")
 def status(home: Path, as_json: bool) -> None:
-    """Who is there, and how far the run is."""
+    """Show who is there, how far the run is, and what happened last."""
     answer = _ask(home, {"what": "status"})
     click.echo(json.dumps(answer, indent=2)) if as_json else _show(answer)
 
@@ -148,34 +161,51 @@ def _few(devices: list[int]) -> str:
     return f"devices {', '.join(map(str, devices[:10]))}{' ...' if len(devices) > 10 else ''}"
 
 
+RUN_OPTIONS = (
+    click.option(
+        "--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder  [HOME/run]"
+    ),
+    click.option("--shape", metavar="CxHxW", help="of an image, in place of --data: devices evaluate then"),
+    click.option("--classes", type=click.IntRange(1, 1 << 20), metavar="N", help="how many, with --shape"),
+    click.option(
+        "--quorum",
+        type=float,
+        metavar="X",
+        default=1.0,
+        help="share of the devices asked that must answer; 1 waits for all, as long as it takes  [1]",
+    ),
+    click.option(
+        "--spare",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="ask this share more devices than needed; the first to answer count  [0]",
+    ),
+    click.option(
+        "--labels/--no-labels",
+        default=False,
+        help="ask devices how many examples of each class they hold; their operators decide  [no]",
+    ),
+    click.option("--listen", metavar="HOST:PORT", help="where agents connect  [0.0.0.0, the port of init]"),
+    click.option("--metrics", metavar="HOST:PORT", help="answer Prometheus there, over HTTP"),
+    click.option("--log", type=LOG, metavar="FILE", help="log file, - for stderr  [HOME/coordinator.log]"),
+    click.option("--beat", type=float, metavar="X", default=10.0, help="seconds between signs of life  [10]"),
+    click.option(
+        "--insecure-loopback", is_flag=True, help="NO TLS, NO IDENTITY: for tests, on 127.0.0.1 only"
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=click.FloatRange(0),
+        metavar="X",
+        default=15.0,
+        help="time between checkpoints  [15]",
+    ),
+    click.option("--fault", hidden=True),
+)
+
+
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option(
-                "--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder  [HOME/run]"
-            ),
-            click.option("--shape", metavar="CxHxW", help="of an image, where the coordinator has no data"),
-            click.option("--classes", type=click.IntRange(1, 1 << 20), help="and how many classes there are"),
-            click.option(
-                "--quorum", type=float, default=1.0, help="share of a cohort that a round needs  [1: all]"
-            ),
-            click.option("--spare", type=float, default=0.0, help="how many more are asked, as a share  [0]"),
-            click.option(
-                "--labels/--no-labels", default=False, help="ask devices for their label counts  [no]"
-            ),
-            click.option(
-                "--listen", metavar="HOST:PORT", help="the fleet's port  [every address, as init said]"
-            ),
-            click.option("--metrics", metavar="HOST:PORT", help="answer Prometheus there"),
-            click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="  [stderr]"),
-            click.option("--beat", type=float, default=10.0, help="seconds between signs of life  [10]"),
-            click.option(
-                "--insecure-loopback", is_flag=True, help="NO TLS, NO IDENTITY: for tests, on 127.0.0.1 only"
-            ),
-            click.option("--checkpoint-seconds", type=click.FloatRange(0), default=15.0, help="  [15]"),
-            click.option("--fault", hidden=True),
-        )
-    ):
+    for option in reversed(RUN_OPTIONS):
         command = option(command)
     return command
 
@@ -187,10 +217,11 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--set", "extras", multiple=True, metavar="PART.KEY=VALUE", help="what has no flag of its own")
 @_run_options
 def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **flags: Any) -> None:
-    """Run what the config says on the devices that joined; or continue, after any kind of end.
+    """Train on the devices that joined; after any kind of end, the same command continues.
 
-    Devices bring their data. `--data` is the coordinator's own, on whose test examples it evaluates; with
-    `--shape` and `--classes` in its place, devices evaluate on what they hold out.
+    Settings are those of `edgewise run`, by flags or from its config.toml. Devices bring their own data:
+    --data is only what the coordinator evaluates on. Without any (--shape and --classes), devices evaluate
+    on what they hold out. A HOME holds one run; for another one name another folder with --out.
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
@@ -202,25 +233,26 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
 
 
 def _run(home: Path, config_file: Path | None, extras: tuple[str, ...], flags: dict[str, Any]) -> None:
-    from edgewise import records, rounds
+    from edgewise import records
+    from edgewise.engines.fleet.descriptors import allow_connections
     from edgewise.engines.fleet.home import Home
     from edgewise.engines.fleet.logs import log_to
 
     warnings.showwarning = note_in_one_line
     warnings.simplefilter("always", EdgewiseWarning)
     own = {name: flags.pop(name) for name in OWN}
+    _check(own, flags)
     place = Home(home)
     place.check()
+    allow_connections()
     folder = own["out"] or place.run
+    own["log"] = own["log"] or place.log
     log_to(own["log"])
-    again = records.holds_run(folder)
-    config = given_settings(config_file, {**flags, "engine": "fleet"}, extras, folder if again else None)
-    prepare, reach = _halves(place, folder, own)
-    with closing(rounds.drive(config, folder, prepare, reach, again, own["checkpoint_seconds"])) as play:
-        for row in play:
-            if row.accuracy is not None:
-                done = f"round {row.round}  step {row.step}  loss {row.train_loss:.3f}"
-                click.echo(f"{done}  accuracy {row.accuracy:.1%}", err=True)
+    again = folder if records.holds_run(folder) else None
+    config = given_settings(config_file, {**flags, "engine": "fleet"}, extras, again)
+    if again and records.summary(folder):
+        click.echo(f"edgewise: the run in {folder} is finished; --out DIR starts another", err=True)
+    _play(place, config, folder, own)
     summary = records.summary(folder) or {}
     shown = {name: summary[name] for name in ("accuracy", "rounds", "bytes_up", "seconds", "model_digest")}
     click.echo(f"{click.format_filename(folder)}: {json.dumps(shown)}")
@@ -242,45 +274,24 @@ def _leave(*_: Any) -> None:
     raise _Leaving
 
 
-def _halves(home: Home, folder: Path, own: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """How the run is prepared, and how its devices are reached."""
-    from edgewise import data
-    from edgewise.deploy import assemble_coordinator
-    from edgewise.engines.fleet.coordinate import Coordinator
-    from edgewise.engines.fleet.faults import COORDINATOR, Fault
-    from edgewise.engines.fleet.home import Contact
-    from edgewise.engines.fleet.host import Ports
-    from edgewise.engines.fleet.identity import Authority
-    from edgewise.engines.fleet.policy import Policy
+def _check(own: dict[str, Any], flags: dict[str, Any]) -> None:
+    """EdgewiseError for what does not go together, before anything heavy is loaded."""
+    from edgewise.cli.stage import read_shape
 
-    policy = Policy(own["quorum"], own["spare"], own["beat"], own["labels"])
-    contact, fault = Contact.load(home.folder), Fault(own["fault"], COORDINATOR)
-    ports = Ports.of(contact, own["listen"], own["insecure_loopback"])
-    if ports.insecure:
-        click.secho(
-            "edgewise: INSECURE: no TLS, no identity; whoever reaches the port is a device",
-            err=True,
-            bold=True,
-        )
-
-    def prepare(config: Any) -> Any:
-        if own["shape"] is None:
-            folder = Path(config.data_dir) if config.data_dir else None
-            return assemble_coordinator(config, data.load(config.data, folder))
-        if own["classes"] is None:
-            raise EdgewiseError("--shape: needs --classes beside it")
-        return assemble_coordinator(config, (_shape(own["shape"]), own["classes"]))
-
-    def reach(parts: Any, note: Any) -> Any:
-        coordinator = Coordinator(home, Authority.load(home.ca), ports, own["metrics"], fault)
-        return coordinator.fleet(parts.fleet_run(folder), policy, note)
-
-    return prepare, reach
+    if own["shape"] is not None:
+        read_shape(own["shape"])
+    if (own["shape"] is None) != (own["classes"] is None):
+        raise EdgewiseError("--shape and --classes: give both (devices evaluate), or neither")
+    if own["shape"] is not None and flags["data"] is not None:
+        raise EdgewiseError("--shape: stands in place of --data; give one of them")
 
 
-def _shape(text: str) -> tuple[int, int, int]:
-    words = text.split("x")
-    if len(words) != 3 or not all(word.isdigit() and 0 < int(word) <= 1 << 14 for word in words):
-        raise EdgewiseError(f"--shape: {text!r} is not CxHxW, such as 3x32x32")
-    channels, height, width = map(int, words)
-    return channels, height, width
+def _play(home: Home, config: Config, folder: Path, own: dict[str, Any]) -> None:
+    """All rounds that are left, shown."""
+    from edgewise import records, rounds
+    from edgewise.cli.stage import Stage
+
+    stage, again = Stage(home, folder, own), records.holds_run(folder)
+    play = rounds.drive(config, folder, stage.prepare, stage.reach, again, own["checkpoint_seconds"])
+    with closing(play):
+        watch(play, stage.rounds, stage.there, own["log"] == STDERR)

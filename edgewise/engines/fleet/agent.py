@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -33,10 +33,12 @@ from edgewise.engines.fleet.messages import (
     TRAIN,
     up,
 )
+from edgewise.engines.fleet.parcels import Incoming, Outgoing
 from edgewise.errors import EdgewiseError
 
 FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
 SOON = 20.0  # seconds for the coordinator's first word
+FAREWELL = 5.0  # seconds for the coordinator to hear why this device cannot take part
 log = logging.getLogger("edgewise.agent")
 
 
@@ -50,33 +52,6 @@ class Memories(Protocol):
     def propose(self, round: int, digest: bytes, memory: Memory) -> None: ...
     def commit(self) -> None: ...
     def forget(self) -> None: ...
-
-
-@dataclass
-class Incoming:
-    """A task on its way in."""
-
-    head: Any
-    chunks: list[bytes]
-    missing: int
-
-    def frames(self) -> list[bytes]:
-        """One frame for each length; what is not stored is shorter."""
-        content, found, start = b"".join(self.chunks), [], 0
-        for length in self.head.lengths:
-            found.append(content[start : start + length])
-            start += length
-        return found
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """An update that is to be sent, until it is known whether it counts."""
-
-    round: int
-    digest: bytes
-    frame: bytes
-    seconds: float
 
 
 class Agent:
@@ -165,8 +140,12 @@ class Agent:
         serial = plan.SerializeToString()
         if serial != self.plan:
             await self._settle_down()
-            self.duty = await self._away(self.prepare, plan)
-            self.keep = await self._away(self.remember, plan.run)
+            try:
+                self.duty = await self._away(self.prepare, plan)
+                self.keep = await self._away(self.remember, plan.run)
+            except EdgewiseError as error:
+                await self._decline(str(error), line)
+                raise
             self.plan, self.run_id, self.outgoing, self.next = serial, plan.run, None, None
             # Hello could not say yet what is remembered of this run.
             line.say(hello=self._hello())
@@ -185,8 +164,17 @@ class Agent:
             }
         )
         self.line = line
+        log.info("ready", extra={"words": f"run {plan.run[:8]}, {self.duty.examples} examples"})
         if pending is None and self.next is not None:
             self._begin()
+
+    async def _decline(self, reason: str, line: Line) -> None:
+        """Let the coordinator know why this device cannot take part, and hear it out."""
+        line.say(failure={"round": 0, "reason": reason})
+        with suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(FAREWELL):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
 
     def _hello(self) -> dict[str, Any]:
         return {
@@ -212,6 +200,7 @@ class Agent:
                     f"a task of {size} bytes, where {self.duty.longest} are the most there can be"
                 )
             self.incoming = Incoming(body, [], size)
+            self._chunk(body.data)
         elif kind == "chunk":
             self._chunk(body.data)
         elif kind == "verdict":
@@ -295,16 +284,20 @@ class Agent:
         self._begin()
 
     async def _train(self, round: int, frames: Sequence[bytes]) -> None:
-        assert self.duty is not None and self.keep is not None
-        began = time.monotonic()
-        frame, memory = await self._away(self.duty.train, frames, self.keep.memory)
-        self.fault.reached("trained", round)
-        digest = await self._away(_digest, frame)
-        await self._away(self.keep.propose, round, digest, memory)
-        self.fault.reached("kept", round)
-        self.outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
+        self.outgoing = await self._away(self._learn, round, frames)
         if self.line is not None:
             self._send(self.outgoing, self.line, 0)
+
+    def _learn(self, round: int, frames: Sequence[bytes]) -> Outgoing:
+        """Train, and make the memory that goes with the update last before anything of it is sent."""
+        assert self.duty is not None and self.keep is not None
+        began = time.monotonic()
+        frame, memory = self.duty.train(frames, self.keep.memory)
+        self.fault.reached("trained", round)
+        digest = hashlib.sha256(frame).digest()
+        self.keep.propose(round, digest, memory)
+        self.fault.reached("kept", round)
+        return Outgoing(round, digest, frame, time.monotonic() - began)
 
     def _send(self, outgoing: Outgoing, line: Line, offset: int) -> None:
         self.fault.reached("sending", outgoing.round)
@@ -334,7 +327,3 @@ async def _read(call: Any, first: bool) -> Any:
         return await asyncio.wait_for(call.read(), SOON if first else None)
     except TimeoutError:
         raise Disconnected("connected, but no plan has come") from None
-
-
-def _digest(frame: bytes) -> bytes:
-    return hashlib.sha256(frame).digest()

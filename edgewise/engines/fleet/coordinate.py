@@ -82,6 +82,7 @@ class Coordinator:
                 host.serve(self.ports.join, plain, joining, JOIN_OPTIONS, "the port for joining,")
             )
         control = control_handlers(Operator(self.journal, courier, run.rounds).answer)
+        self.home.check_socket()
         self.home.control.unlink(missing_ok=True)
         host.call(host.serve(f"unix:{self.home.control}", None, control, what="the control socket"))
         self.home.control.chmod(0o600)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+from edgewise.device import Reply
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
 from edgewise.engines.fleet.messages import FINISHED, STOPPING, TRAIN
@@ -24,10 +25,11 @@ from edgewise.engines.fleet.roster import Member, flag
 from edgewise.engines.fleet.screen import Screen
 from edgewise.engines.fleet.session import Session
 from edgewise.engines.fleet.spool import Arrival, Spool
-from edgewise.engines.fleet.window import Window
+from edgewise.engines.fleet.window import Taken, Window
 from edgewise.errors import EdgewiseError
 
 T = TypeVar("T")
+HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
 SILENT = 3  # beats without a word after which a stream is given up
 log = logging.getLogger("edgewise.coordinator")
 
@@ -43,10 +45,11 @@ class Courier:
         self.version = version("edgewise")
         self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
         self.sessions: dict[int, Session] = {}
+        self.revoked: set[int] = set()
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
-        self._disk = ThreadPoolExecutor(2, "disk")
+        self._disk = ThreadPoolExecutor(8, "disk")
         self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
@@ -62,6 +65,7 @@ class Courier:
             await session.dismiss(self._ending[1], self._ending[0])
             writing.cancel()
             return
+        self.revoked.discard(member.id)  # it may have joined anew
         if (old := self.sessions.get(member.id)) is not None:
             await self._replace(old)
         session = self.sessions[member.id] = Session(self, member, context)
@@ -95,13 +99,15 @@ class Courier:
         return {device for device, session in self.sessions.items() if session.ready}
 
     def expel(self, device: int, reason: str) -> None:
-        """End a device's stream at once."""
+        """End a revoked device's stream at once; no round waits for it."""
         session = self.sessions.get(device)
         if session is not None and session.task is not None:
             session.line.say(farewell={"kind": 3, "reason": reason})
             self._later(0.2, session.task.cancel)
+        self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
-            self._fail(self.window, device, reason)
+            self.window.excuse(device, reason)
+            self._consider(self.window)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -124,7 +130,9 @@ class Courier:
         self._begun.set()
         self.metrics.round.set(window.round)
         for device in window.asked:
-            if device in self.sessions:
+            if device in self.revoked and window.waits_for(device):
+                window.excuse(device, "it was revoked")  # since the round was opened
+            elif device in self.sessions:
                 self._push(self.sessions[device])
         self._consider(window)
 
@@ -167,13 +175,14 @@ class Courier:
             and window.waits_for(device)
         )
 
-    async def take(self, session: Session, arrival: Arrival, norm: float) -> bool:
+    async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
         """Put an update into the journal and the round; False if the round was closed without it."""
         window, round, device = self.window, arrival.round, session.device
+        reply, norm = found
         if window is None or not self.training(round, device):
             counts = await asyncio.wrap_future(self.journal.taken(self.run, round, device))
             return counts == arrival.digest
-        window.doubt += 1
+        window.doubt.add(device)
         try:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
@@ -181,12 +190,14 @@ class Courier:
             self._later(0, lambda: self._consider(window))  # others may have waited for this one
             raise
         finally:
-            window.doubt -= 1
+            window.doubt.discard(device)
         self.fault.reached("taken", round)
         if not window.waits_for(device):
             return True  # it has come twice, and counts once
         self.screen.norms.append(norm)
-        window.take(device, arrival.digest)
+        hot = window.hot + arrival.length <= HOT
+        window.hot += arrival.length if hot else 0
+        window.take(device, Taken(arrival.digest, reply if hot else None))
         self.metrics.updates.labels("taken").inc()
         self._timed(window, device)
         self._consider(window)
@@ -286,11 +297,11 @@ class Courier:
             await asyncio.wait([future])
             raise
 
-    async def screened(self, arrival: Arrival) -> float:
-        """The norm of an update that may be taken; EdgewiseError for one that may not."""
+    async def screened(self, arrival: Arrival) -> tuple[Reply, float]:
+        """The reply and its norm, of an update that may be taken; EdgewiseError for one that may not."""
 
-        def look() -> float:
-            data = self.spool.read(arrival.round, arrival.device, arrival.digest)
+        def look() -> tuple[Reply, float]:
+            data = arrival.whole or self.spool.read(arrival.round, arrival.device, arrival.digest)
             return self.screen.check(data, arrival.device, arrival.round, self.examples)
 
         return await asyncio.get_running_loop().run_in_executor(self._look, look)

@@ -62,18 +62,24 @@ class Outfit:
 
 
 class Training:
-    """The duty of a device that trains: `edgewise.device` does the work."""
+    """The duty of a device that trains: `edgewise.device` does the work.
+
+    `tells`: whether the coordinator may know how many examples of each class there are, which an evaluation
+    by class would say too.
+    """
 
     stores = True
 
-    def __init__(self, outfit: Outfit) -> None:
-        self.outfit = outfit
+    def __init__(self, outfit: Outfit, tells: bool = False) -> None:
+        self.outfit, self.tells = outfit, tells
         model, device = outfit.model, outfit.device
         self.layout = bytes.fromhex(model.layout.digest)
-        labels = outfit.work.feed.split.labels[device.indices]
         self.examples = len(device.indices)
         self.tests = 0 if outfit.tests is None else len(outfit.tests)
-        self.labels: Sequence[int] = torch.bincount(labels, minlength=outfit.classes).tolist()
+        self.labels: Sequence[int] = ()
+        if tells:
+            labels = outfit.work.feed.split.labels[device.indices]
+            self.labels = torch.bincount(labels, minlength=outfit.classes).tolist()
         self.longest = sum(
             wire.length(one.payload, one.buffers) for one in self._expected(model.buffers.nbytes)
         )
@@ -98,8 +104,8 @@ class Training:
             "right": sum(right),
             "seen": sum(seen),
             "loss": loss / sum(seen),
-            "right_each": right,
-            "seen_each": seen,
+            "right_each": right if self.tells else [],
+            "seen_each": seen if self.tells else [],
         }
 
     def _task(self, frames: Sequence[bytes], keep: bool) -> Task:

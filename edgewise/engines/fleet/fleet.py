@@ -27,7 +27,7 @@ from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.roster import Member, members
 from edgewise.engines.fleet.screen import KEPT, Screen
 from edgewise.engines.fleet.spool import Spool
-from edgewise.engines.fleet.window import Load, Window
+from edgewise.engines.fleet.window import Load, Taken, Window
 from edgewise.evaluate import Evaluation
 from edgewise.vector import Layout, State
 
@@ -101,9 +101,11 @@ class Fleet:
         norms = journal.norms(run.id, KEPT).result()
         screen = Screen(run.terms, run.layout, run.dtype, norms)
         self.courier = Courier(run.id, run.plan(policy), run.longest, journal, spool, screen)
+        self.courier.revoked |= {one.id for one in members(journal).result() if one.revoked is not None}
         self.memories = Kept(run, spool, self.courier, note)
         self.host = Host()
-        self._size = 0  # of the round's cohort: fewer may be there to be asked, or more asked to spare
+        self._looked_up: tuple[int, Opened | None] = (0, None)  # a round, as the journal had it
+        self._size = 0  # devices of its cohort, without those that are asked beside them
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -113,42 +115,50 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        self._size = min(size, len(ranking))
         opened = self.journal.round(self.run.id, round).result()
-        return (
-            opened.asked
-            if opened
-            else self._wait(
-                lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
-                f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
-            )
+        self._looked_up, self._size = (round, opened), size
+        if opened is not None:
+            return opened.asked
+        return self._wait(
+            lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
+            f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
         )
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        round = task.round
-        opened = self.journal.round(self.run.id, round).result()
+        round, (looked_up, opened) = task.round, self._looked_up
+        if looked_up != round:
+            opened = self.journal.round(self.run.id, round).result()
+        opening: Future[None] | None = None
         if opened is None:
-            self.journal.open_round(self.run.id, round, cohort).result()
+            # Not waited for: nothing can be taken in the round before the journal has it, since it writes
+            # in the order in which it is asked.
+            opening = self.journal.open_round(self.run.id, round, cohort)
             opened = Opened(tuple(cohort), False, {})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
-            if not opened.closed:  # all had come, and nobody was left to say so
-                self.journal.close_round(self.run.id, round).result()
-            yield from (
-                self._reply(round, device, opened.taken[device])
-                for device in cohort
-                if device in opened.taken
-            )
+            yield from self._again(round, opened)
             return
-        needed, wanted = self.policy.answers(self._size or len(cohort), len(cohort))
+        size = self._size or len(cohort)
+        wanted = min(size, len(cohort))
+        needed = min(self.policy.needed(size), wanted)
         window = Window(round, cohort, needed, wanted, self._training(task))
-        window.resume(opened.taken)
+        window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
-            digest = self._await(window, window.answers[device])
-            if digest is not None:
-                yield self._reply(round, device, digest)
+            taken = self._await(window, window.answers[device])
+            if taken is not None:
+                yield self._reply(round, device, taken)
         self._await(window, window.outcome)
+        if opening is not None:
+            opening.result()
+
+    def _again(self, round: int, opened: Opened) -> Iterator[Reply]:
+        """The replies of a round that had all it needs before the coordinator was started again."""
+        if not opened.closed:  # all had come, and nobody was left to say so
+            self.journal.close_round(self.run.id, round).result()
+        for device in opened.asked:
+            if device in opened.taken:
+                yield self._reply(round, device, Taken(opened.taken[device]))
 
     def evaluate(self, task: Task) -> Evaluation | None:
         """On what devices hold out."""
@@ -176,8 +186,10 @@ class Fleet:
     def close(self) -> None:
         """Send the agents home; for good if the run has come to its end."""
         finished = self.memories.saved == self.run.rounds
-        self.host.call(self.courier.end(finished))
-        self.closing()
+        try:
+            self.host.call(self.courier.end(finished))
+        finally:  # a signal may come while it waits
+            self.closing()
 
     # ---- waiting ----
 
@@ -214,8 +226,10 @@ class Fleet:
 
     # ---- what travels ----
 
-    def _reply(self, round: int, device: int, digest: str) -> Reply:
-        return self.courier.screen.open(self.spool.read(round, device, digest), device, round)
+    def _reply(self, round: int, device: int, taken: Taken) -> Reply:
+        if taken.reply is not None:
+            return taken.reply
+        return self.courier.screen.open(self.spool.read(round, device, taken.digest), device, round)
 
     def _training(self, task: Task) -> Callable[[int, int], Load]:
         """What a device is sent to train: made once for all that hold the same."""

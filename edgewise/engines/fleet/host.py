@@ -53,13 +53,14 @@ class Ports:
         port = contact.port
         listen = listen or (f"127.0.0.1:{port}" if insecure else f"0.0.0.0:{port}")
         host, _, number = listen.rpartition(":")
-        if not host or not number.isdigit() or int(number) > 65535:
-            raise EdgewiseError(f"--listen: {listen!r} is not HOST:PORT")
+        if not host or not (number.isascii() and number.isdigit()) or int(number) > 65534:
+            raise EdgewiseError(f"--listen: {listen!r} is not HOST:PORT, with a port up to 65534")
         if insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
             raise EdgewiseError(
                 f"--insecure-loopback: {host} is not loopback; legal: 127.0.0.1, localhost, [::1]"
             )
-        return cls(listen, f"{host}:{port + 1 if int(number) == port else int(number) + 1}", insecure)
+        join = 0 if number == "0" else int(number) + 1  # free ones, or the next
+        return cls(listen, f"{host}:{join}", insecure)
 
 
 class Host:
@@ -108,10 +109,12 @@ class Host:
 
         if self._watch is not None:
             self._watch.cancel()
-        self.call(stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+        try:
+            self.call(stop())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
 
 
 def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
@@ -175,6 +178,14 @@ def _bytes(message: Any) -> Callable[[Any], bytes]:
 
 
 def server_credentials(authority: Authority, mutual: bool) -> Any:
-    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too."""
-    own = authority.serve_as()
-    return grpc.ssl_server_credentials([(own.key, own.chain)], own.ca if mutual else None, mutual)
+    """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too.
+
+    The certificate is looked up anew for every connection: a coordinator may run for longer than it lasts.
+    """
+
+    def current() -> Any:
+        own = authority.serve_as()
+        root = own.ca if mutual else None
+        return grpc.ssl_server_certificate_configuration([(own.key, own.chain)], root)
+
+    return grpc.dynamic_ssl_server_credentials(current(), current, mutual)

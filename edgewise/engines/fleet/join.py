@@ -37,17 +37,19 @@ def join_fleet(home: Path, token: Token, name: str) -> int:
     files.write(home / ADDRESSES, json.dumps({"addresses": list(token.addresses)}) + "\n")
     request = JoinRequest(secret=token.secret, csr=csr, name=name[:100])
     credentials = grpc.ssl_channel_credentials(token.roots)
-    options = (("grpc.ssl_target_name_override", COORDINATOR),)
-    with grpc.secure_channel(token.join, credentials, options=options) as channel:
+    options = (("grpc.ssl_target_name_override", COORDINATOR), ("grpc.enable_http_proxy", 0))
+    with grpc.secure_channel(f"dns:///{token.join}", credentials, options=options) as channel:
         call: Any = channel.unary_unary(
             "/edgewise.Join/Join", lambda message: message.SerializeToString(), JoinReply.FromString
         )
         try:
             reply = call(request, timeout=SECONDS, wait_for_ready=True)
         except grpc.RpcError as error:
+            slow = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            why = f"no answer in {SECONDS} s" if slow else f"{error.code().name.lower()}, {error.details()}"
             raise EdgewiseError(
-                f"cannot join at {token.join}: {error.code().name.lower()} ({error.details()}); "
-                "is the coordinator running, and is it the one that made the token?"
+                f"cannot join at {token.join}: {why}; is the coordinator running, is this its address, does "
+                "a firewall let the port through, and is it the coordinator that made the token?"
             ) from None
     if reply.refused:
         raise EdgewiseError(f"the coordinator refuses to let this device join: {reply.refused}")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,7 @@ class Journal:
         self._asked: queue.SimpleQueue[tuple[Callable[[Database], Any], Future[Any]] | None] = (
             queue.SimpleQueue()
         )
+        self._ended = False
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._write, args=(started,), name="journal", daemon=True)
         self._thread.start()
@@ -84,6 +86,8 @@ class Journal:
         """Do `action` on the database; the future has its result once that is on the disk."""
         future: Future[T] = Future()
         self._asked.put((action, future))
+        if self._ended:
+            self._refuse()
         return future
 
     def close(self) -> None:
@@ -106,6 +110,16 @@ class Journal:
             running = None not in group
             self._commit(database, [one for one in group if one is not None])
         database.close()
+        self._ended = True
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """Tell those who asked after the close."""
+        with suppress(queue.Empty):
+            while True:
+                asked = self._asked.get_nowait()
+                if asked is not None and asked[1].set_running_or_notify_cancel():
+                    asked[1].set_exception(JournalError(f"{self.path}: closed"))
 
     def _commit(self, database: Database, group: list[tuple[Callable[[Database], Any], Future[Any]]]) -> None:
         """One transaction for the group: either all of it is on the disk, or nobody is told that it is."""
@@ -118,8 +132,8 @@ class Journal:
             ]
             database.execute("COMMIT")
         except sqlite3.Error as error:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                database.execute("ROLLBACK")  # unless SQLite has done so
             for _, future in group:
                 if not future.done():
                     future.set_exception(JournalError(f"{self.path}: cannot be written ({error})"))
@@ -239,9 +253,11 @@ def _try(database: Database, action: Callable[[Database], Any], future: Future[A
     database.execute("SAVEPOINT one")
     try:
         yield action(database)
-    except EdgewiseError as error:
+    except Exception as error:  # a fault of ours ends neither this thread nor what others asked
+        if not database.in_transaction:
+            raise  # the disk refused, and SQLite has taken the whole group back
         database.execute("ROLLBACK TO one")
-        future.set_exception(error)
+        future.set_exception(JournalError(str(error)) if isinstance(error, sqlite3.Error) else error)
     database.execute("RELEASE one")
 
 

@@ -36,9 +36,16 @@ class Line:
     def push(
         self, frames: Sequence[bytes], start: int = 0, done: Callable[[], None] | None = None, **head: Any
     ) -> None:
-        """Send `head`, then all bytes of the frames from `start` on. What was being pushed is dropped."""
-        self.say(**head)
-        self._cargo = _chunks(frames, start, done)
+        """Send `head` with all bytes of the frames from `start` on. What was being pushed is dropped.
+
+        `head` is one message; its `data` and as many chunks as it takes hold the bytes.
+        """
+        ((kind, body),) = head.items()
+        cargo = _chunks(frames, start, done)
+        first = next(cargo, b"")
+        self.sent += len(first)
+        self.say(**{kind: {**body, "data": first}})
+        self._cargo = cargo
 
     def drop(self) -> None:
         """Push no more of what is being pushed."""
@@ -56,8 +63,8 @@ class Line:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def flush(self, seconds: float = 1.0) -> None:
-        """Wait until all short messages are out, but not for long: the other end may not be reading."""
+    async def flush(self, seconds: float) -> None:
+        """Wait until all short messages are out, or so long: the other end may have stopped to listen."""
         until = time.monotonic() + seconds
         while self._words and time.monotonic() < until:
             await asyncio.sleep(0.005)

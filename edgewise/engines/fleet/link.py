@@ -22,6 +22,7 @@ OPTIONS = (
     ("grpc.max_receive_message_length", LARGEST),
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for every agent of a process
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # a proxy for the web is none for this
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 60_000),
@@ -41,12 +42,12 @@ class Link:
     credentials: Credentials | None
 
     def channel(self, address: str) -> Any:
-        own = self.credentials
+        own, target = self.credentials, f"dns:///{address}"
         if own is None:
-            return grpc.aio.insecure_channel(address, options=OPTIONS)
+            return grpc.aio.insecure_channel(target, options=OPTIONS)
         credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.chain)
         options = (*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR))
-        return grpc.aio.secure_channel(address, credentials, options=options)
+        return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 @asynccontextmanager

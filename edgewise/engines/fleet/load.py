@@ -12,6 +12,7 @@ from typing import Any
 
 from edgewise.device import Memory
 from edgewise.engines.fleet.agent import Agent
+from edgewise.engines.fleet.descriptors import allow_connections
 from edgewise.engines.fleet.duty import Duty, Idle, Outfit
 from edgewise.engines.fleet.join import join_fleet, link
 from edgewise.engines.fleet.keep import Pending
@@ -51,6 +52,7 @@ def run_load(count: int, tokens: Path, once: bool, equip: Callable[[Any], Outfit
         raise EdgewiseError(
             f"--tokens {tokens}: holds {len(texts)} tokens, where --load {count} needs as many"
         )
+    allow_connections(count)
     with tempfile.TemporaryDirectory(prefix="edgewise-load-") as folder:
         homes = [Path(folder) / str(number) for number in range(count)]
         for home, text in zip(homes, texts, strict=False):

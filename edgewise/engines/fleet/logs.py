@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from edgewise.errors import EdgewiseError
@@ -27,10 +28,13 @@ class _Lines(logging.Formatter):
 
 
 def log_to(path: Path | None) -> None:
-    """Write edgewise's log to a file, at its end, or to stderr."""
+    """Write edgewise's log to a file, at its end, or to stderr (None or `-`). Files may be rotated away."""
     handler: logging.Handler
     try:
-        handler = logging.StreamHandler(sys.stderr) if path is None else logging.FileHandler(path)
+        if path is None or str(path) == "-":
+            handler = logging.StreamHandler(sys.stderr)
+        else:
+            handler = WatchedFileHandler(path)
     except OSError as error:
         raise EdgewiseError(f"--log {path}: cannot be written ({error.strerror})") from None
     handler.setFormatter(_Lines())

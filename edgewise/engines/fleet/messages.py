@@ -9,8 +9,8 @@ only, and others of a user's packages choose that version.
                              <-   Plan             the run, and all that its devices must know
     Ready                    ->                    same model; this is what I hold and what I have pending
                              <-   Verdict          on what was pending
-                             <-   Task, Chunk...   train or evaluate
-    Update, Chunk...         ->                    from where the coordinator has it already
+                             <-   Task, Chunk...   train or evaluate; the first bytes are in the task
+    Update, Chunk...         ->                    likewise, from where the coordinator has it already
                              <-   Verdict          taken or not: the agent's memory moves on, or back
     Scores                   ->                    of an evaluation
     Failure                  ->                    the task cannot be done
@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 PACKAGE, SERVICE = "edgewise", "edgewise.Fleet"
 PROTOCOL = 1  # agents and coordinators of other protocols refuse each other
-CHUNK = 1 << 20  # bytes of a frame in one message
+CHUNK = 1 << 20  # bytes of a frame in one message at most
 LARGEST = CHUNK + (1 << 16)  # bytes of any message
 
 TRAIN, EVALUATE = 1, 2  # purposes of a task
@@ -43,8 +43,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("layout:bytes", "examples:uint64", "tests:uint64", "labels:*uint64"),
         *("pending_round:uint32", "pending_digest:bytes", "in_hand:bool"),
     ),
-    "Task": ("round:uint32", "purpose:uint32", "lengths:*uint32"),
-    "Update": ("round:uint32", "digest:bytes", "length:uint64", "offset:uint64", "seconds:double"),
+    "Task": ("round:uint32", "purpose:uint32", "lengths:*uint32", "data:bytes"),
+    "Update": (
+        *("round:uint32", "digest:bytes", "length:uint64", "offset:uint64", "seconds:double", "data:bytes"),
+    ),
     "Chunk": ("data:bytes",),
     "Verdict": ("round:uint32", "digest:bytes", "taken:bool", "reason:string", "offset:uint64", "again:bool"),
     "Scores": (

@@ -38,13 +38,6 @@ class Policy:
         """Answers without which a round of `size` devices does not count."""
         return max(1, math.ceil(self.quorum * size - 1e-9))
 
-    def answers(self, size: int, asked: int) -> tuple[int, int]:
-        """Of a cohort of `size`, for which so many could be asked: how many a round needs, and how many are
-        enough. Both are shares of the cohort, whether few were there or more were asked to spare.
-        """
-        wanted = min(size, asked)
-        return min(self.needed(size), wanted), wanted
-
     def choose(self, ranking: Sequence[int], present: Collection[int], size: int) -> list[int] | None:
         """Whom to ask, in order; None while too few of them are there."""
         size = min(size, len(ranking))

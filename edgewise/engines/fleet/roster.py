@@ -92,7 +92,7 @@ def invite(
 
     def action(database: Database) -> list[int]:
         if device is not None:
-            numbers = [device]
+            numbers = [device] * len(digests)
             if not 0 <= device < MOST:
                 raise EdgewiseError(f"device: {device} is not a device's number; legal: 0 to {MOST - 1}")
         else:
@@ -103,6 +103,8 @@ def invite(
             held |= {row[0] for row in waiting}
             free = (number for number in range(len(held) + len(digests)) if number not in held)
             numbers = [number for number, _ in zip(free, digests, strict=False)]
+            if numbers and numbers[-1] >= MOST:
+                raise EdgewiseError(f"a fleet has at most {MOST} devices")
         rows = [(digest, number, expires) for digest, number in zip(digests, numbers, strict=True)]
         database.executemany("INSERT INTO tokens (digest, device, expires) VALUES (?, ?, ?)", rows)
         return numbers
@@ -127,8 +129,14 @@ def enrol(journal: Journal, digest: str, key: str, name: str, fingerprint: str) 
 
     def action(database: Database) -> int:
         device = _valid(database, digest, key)
+        again = database.execute(
+            "UPDATE devices SET name = ?, fingerprint = ? WHERE id = ? AND id IN "
+            "(SELECT device FROM tokens WHERE digest = ? AND used IS NOT NULL)",
+            (name, fingerprint, device, digest),
+        )
+        if not again.rowcount:
+            _put(database, device, name, fingerprint)
         database.execute("UPDATE tokens SET used = ?, key = ? WHERE digest = ?", (time.time(), key, digest))
-        _put(database, device, name, fingerprint)
         return device
 
     return journal.ask(action)
@@ -159,7 +167,14 @@ def _valid(database: Database, digest: str, key: str) -> int:
         raise EdgewiseError("the token was used already; ask for another")
     if expires <= time.time():
         raise EdgewiseError("the token has expired; ask for another")
+    if used is not None and _revoked(database, device):
+        raise EdgewiseError(f"device {device} was revoked; ask for another token")
     return int(device)
+
+
+def _revoked(database: Database, device: int) -> bool:
+    row = database.execute("SELECT revoked FROM devices WHERE id = ?", (device,)).fetchone()
+    return row is not None and row[0] is not None
 
 
 def present(

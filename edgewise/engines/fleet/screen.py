@@ -25,8 +25,8 @@ class Screen:
         self.terms, self.layout, self.dtype = terms, layout, dtype
         self.norms = deque(norms, maxlen=KEPT)
 
-    def check(self, data: bytes, device: int, round: int, examples: int) -> float:
-        """The norm of the update in these bytes; EdgewiseError with the reason for which it is refused."""
+    def check(self, data: bytes, device: int, round: int, examples: int) -> tuple[Reply, float]:
+        """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it."""
         reply = self.open(data, device, round)
         if reply.examples != examples:
             raise EdgewiseError(f"an update of {reply.examples} examples, where {examples} were asked for")
@@ -37,10 +37,10 @@ class Screen:
         )
         if not (math.isfinite(norm) and bool(torch.isfinite(reply.buffers).all())):
             raise EdgewiseError("an update with NaN or infinity")
-        if len(self.norms) >= KNOWN and norm > ABSURD * statistics.median(self.norms):
-            usual = statistics.median(self.norms)
+        usual = statistics.median(self.norms) if len(self.norms) >= KNOWN else math.inf
+        if usual and norm > ABSURD * usual:  # where nothing is usual, nothing is absurd
             raise EdgewiseError(f"an update of norm {norm:.3g}, where {usual:.3g} is usual")
-        return norm
+        return reply, norm
 
     def open(self, data: bytes, device: int, round: int) -> Reply:
         """The reply in a frame of this device and round; EdgewiseError for any other bytes."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgewise.engines.fleet.courier import Courier
 
 BACKLOG = 1000  # messages that may wait for an agent
+FAREWELL_SECONDS = 1.0  # that an agent has to take the last word
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
 log = logging.getLogger("edgewise.coordinator")
 
@@ -84,11 +85,13 @@ class Session:
             self.courier.note("refused", reason, device=self.device)
         self.line.drop()
         self.line.say(farewell={"kind": kind, "reason": reason})
-        await self.line.flush()
+        await self.line.flush(FAREWELL_SECONDS)
 
     async def _on(self, kind: str, body: Any) -> None:
         if kind == "hello":
             self._hello(body)
+        elif kind == "failure" and not self.ready:
+            raise Dismissed(f"it cannot take part: {body.reason[:500]}")
         elif self.hello is None or (kind not in ("ready", "beat") and not self.ready):
             raise Dismissed(f"'{kind}' came out of turn")
         else:
@@ -167,21 +170,20 @@ class Session:
                 update.round, digest, f"an update of {update.length} bytes, at most {courier.longest}"
             )
         else:
-            arrival = Arrival(courier.spool, update.round, device, digest, update.length)
-            await self._on_disk(arrival, arrival.open, update.offset)
-            self.seconds, self.arrival = update.seconds, arrival
+            self.seconds = update.seconds
+            self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
                 log.info("resumed", extra={"device": device, "round": update.round, "words": words})
-            if arrival.complete:
-                await self._complete(arrival)
+            await self._more(self.arrival, update.data)
 
     async def _chunk(self, chunk: Any) -> None:
-        arrival = self.arrival
-        if arrival is None:
-            return  # of an update that was turned down while it was on its way
-        self.courier.metrics.received.inc(len(chunk.data))
-        await self._on_disk(arrival, arrival.write, chunk.data)
+        if self.arrival is not None:  # else: of an update that was turned down while it was on its way
+            await self._more(self.arrival, chunk.data)
+
+    async def _more(self, arrival: Arrival, data: bytes) -> None:
+        self.courier.metrics.received.inc(len(data))
+        await self._on_disk(arrival, arrival.write, data)
         self.courier.fault.reached("arriving", arrival.round)
         if self.arrival is arrival and arrival.complete:
             await self._complete(arrival)
@@ -220,8 +222,8 @@ class Session:
         try:
             await courier.on_disk(arrival.finish)
             courier.fault.reached("spooled", round)
-            norm = await courier.screened(arrival)
-            taken = await courier.take(self, arrival, norm)
+            found = await courier.screened(arrival)
+            taken = await courier.take(self, arrival, found)
         except (DiskError, JournalError) as error:
             await self._ask_again(arrival, str(error))
         except EdgewiseError as error:

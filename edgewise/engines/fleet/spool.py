@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +23,10 @@ BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is 
 class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.size = sum(path.stat().st_size for path in folder.rglob("*.update")) if folder.exists() else 0
+        found = folder.rglob("*.update") if folder.exists() else ()
+        self._sizes = {path: path.stat().st_size for path in found}
+        self._lock = threading.Lock()
+        self.size = sum(self._sizes.values())  # bytes of all files
 
     @property
     def crowded(self) -> bool:
@@ -48,24 +53,38 @@ class Spool:
             raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
         return content
 
+    def holds(self, path: Path, size: int) -> None:
+        """A file has this size now, or is gone; several threads say so."""
+        with self._lock:
+            self.size += size - self._sizes.pop(path, 0)
+            if size:
+                self._sizes[path] = size
+
     def sweep(self, round: int) -> None:
         """Remove what belongs to this round and earlier ones."""
         if not self.folder.exists():
             return
         for path in self.folder.iterdir():
             if path.name.isdigit() and int(path.name) <= round:
-                self.size -= sum(file.stat().st_size for file in path.iterdir())
+                files = list(path.iterdir())
                 shutil.rmtree(path)
+                for file in files:
+                    self.holds(file, 0)
 
 
 class Arrival:
     """One update on its way into the spool. Its methods block on the disk."""
 
-    def __init__(self, spool: Spool, round: int, device: int, digest: str, length: int) -> None:
+    def __init__(
+        self, spool: Spool, round: int, device: int, digest: str, length: int, offset: int = 0
+    ) -> None:
+        """`length`: of the whole update; `offset`: where its bytes go on; all before must be here."""
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
-        self.resumed = False
+        self.whole: bytes | None = None  # the bytes, where they came in one piece
+        self.resumed = offset > 0
+        self._start = offset
         self._file: IO[bytes] | None = None
         self._sum = hashlib.sha256()
 
@@ -73,23 +92,40 @@ class Arrival:
     def complete(self) -> bool:
         return self.offset == self.length
 
-    def open(self, offset: int) -> None:
-        """Go on at `offset`, of which all before must be here; what is beyond it is taken anew."""
+    def write(self, data: bytes) -> None:
+        """The next bytes; EdgewiseError for more than were announced."""
         with _shown(self.path):
-            self._make_folder()
-            self.resumed = offset > 0
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
-            while self.offset < offset:
-                found = self._file.read(min(1 << 20, offset - self.offset))
-                if not found:
-                    raise EdgewiseError(
-                        f"an update that goes on at {offset}, of which {self.offset} bytes are here"
-                    )
-                self._sum.update(found)
-                self.offset += len(found)
-            self.spool.size -= self._file.seek(0, os.SEEK_END) - offset
-            self._file.truncate(offset)
-            self._file.seek(offset)
+            if self._file is None:
+                self._open(self._start)
+            assert self._file is not None
+            if self.offset + len(data) > self.length:
+                raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            finally:
+                self._measure()
+        self._sum.update(data)
+        self.offset += len(data)
+        if len(data) == self.length:
+            self.whole = data
+
+    def _open(self, offset: int) -> None:
+        """Go on at `offset`; what is here beyond it is taken anew."""
+        self._make_folder()
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
+        while self.offset < offset:
+            found = self._file.read(min(1 << 20, offset - self.offset))
+            if not found:
+                raise EdgewiseError(
+                    f"an update that goes on at {offset}, of which {self.offset} bytes are here"
+                )
+            self._sum.update(found)
+            self.offset += len(found)
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        self._measure()
 
     def _make_folder(self) -> None:
         folder = self.path.parent
@@ -98,18 +134,10 @@ class Arrival:
             for above in folder.parents[:3]:  # of the round, of the run, of the spool
                 sync_folder(above)
 
-    def write(self, data: bytes) -> None:
-        """The next bytes; EdgewiseError for more than were announced."""
+    def _measure(self) -> None:
         assert self._file is not None
-        if self.offset + len(data) > self.length:
-            raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
-        rest = memoryview(data)
-        with _shown(self.path):
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        self._sum.update(data)
-        self.offset += len(data)
-        self.spool.size += len(data)
+        file = os.fstat(self._file.fileno())
+        self.spool.holds(self.path, file.st_size if file.st_nlink else 0)  # it may have been swept
 
     def finish(self) -> None:
         """All has come: check the digest and wait for the disk.
@@ -125,13 +153,14 @@ class Arrival:
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
         with _shown(self.path):
             os.fsync(self._file.fileno())
-            sync_folder(self.path.parent)
+            with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
+                sync_folder(self.path.parent)
         self.close()
 
     def discard(self) -> None:
         self.close()
-        self.spool.size -= self.offset
         self.path.unlink(missing_ok=True)
+        self.spool.holds(self.path, 0)
 
     def close(self) -> None:
         if self._file is not None:

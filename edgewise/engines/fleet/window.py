@@ -5,11 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
+from edgewise.device import Reply
 from edgewise.errors import EdgewiseError
 
 Load = tuple[dict[str, Any], Sequence[bytes]]  # a task message's body, and the frames that follow it
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An update that counts: its digest, and the reply itself if it is at hand."""
+
+    digest: str
+    reply: Reply | None = None
 
 
 class Window:
@@ -34,10 +44,14 @@ class Window:
         self.outcome: Future[None] = Future()
         self.taken: list[int] = []
         self.failed: dict[int, str] = {}
+        self._excused = 0
         self.pushed: dict[int, float] = {}  # when the task went out
         self.closed = False
+        self.hot = 0  # bytes of updates that answers hold in memory
         self.timed = False  # whether a timer runs that will close it
-        self.doubt = 0  # answers on their way into the journal; it does not close before they are there
+        self.doubt: set[int] = (
+            set()
+        )  # whose answers are on their way into the journal; it stays open for them
         self.began = time.monotonic()
 
     def resume(self, answers: Mapping[int, Any]) -> None:
@@ -53,10 +67,16 @@ class Window:
         self.answers[device].set_result(answer)
 
     def fail(self, device: int, reason: str) -> None:
-        """The device was heard, and its answer is of no use."""
-        self.failed[device] = reason
-        if not self.answers[device].done():
+        """The device was heard, and its answer is of no use; too late once the journal was given one."""
+        if device not in self.doubt and not self.answers[device].done():
+            self.failed[device] = reason
             self.answers[device].set_result(None)
+
+    def excuse(self, device: int, reason: str) -> None:
+        """The device is no longer of the fleet: what it would have given is not needed either."""
+        self.fail(device, reason)
+        self._excused += 1
+        self.needed = max(1, min(self.needed, len(self.asked) - self._excused))
 
     @property
     def valid(self) -> bool:

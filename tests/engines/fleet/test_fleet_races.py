@@ -73,9 +73,9 @@ def test_a_round_with_enough_answers_takes_no_more_from_that_moment_on(courier: 
     async def play() -> None:
         window = Window(1, (0, 1), 1, 1, lambda device, held: ({}, []))
         courier.begin(window, TRAIN, 4)
-        assert await courier.take(session(courier, 0), arrival(courier, 0), 1.0)
+        assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         assert not courier.training(1, 1)  # before the loop had a chance to close it
-        assert not await courier.take(session(courier, 1), arrival(courier, 1), 1.0)
+        assert not await courier.take(session(courier, 1), arrival(courier, 1), (None, 1.0))
         await asyncio.wrap_future(window.outcome)
 
     asyncio.run(play())
@@ -87,9 +87,10 @@ def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> Non
     async def play() -> Window:
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))
         courier.begin(window, TRAIN, 4)
-        twice = [courier.take(session(courier, 0), arrival(courier, 0), 1.0) for _ in range(2)]
+        twice = [courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0)) for _ in range(2)]
         assert await asyncio.gather(*twice) == [True, True]
-        assert await courier.take(session(courier, 0), arrival(courier, 0), 1.0)  # and when it was taken
+        # And once it was taken.
+        assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         return window
 
     window = asyncio.run(play())
@@ -138,26 +139,11 @@ def test_what_the_last_checkpoint_stands_on_is_swept_by_the_next_coordinator(
     assert (kept.round, kept.saved) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("policy", "asked", "expected"),
-    [
-        (Policy(), 4, (4, 4)),
-        (Policy(quorum=0.5), 4, (2, 4)),
-        (Policy(quorum=0.5), 2, (2, 2)),  # half of the cohort, not of those who were there
-        (Policy(quorum=0.5, spare=0.5), 6, (2, 4)),
-        (Policy(quorum=0.5, spare=0.5), 3, (2, 3)),  # nobody was asked to spare
-    ],
-)
-def test_a_quorum_is_a_share_of_the_cohort(policy: Policy, asked: int, expected: tuple[int, int]) -> None:
-    assert policy.answers(4, asked) == expected
-
-
 # ---- the spool ----
 
 
 def written(spool: Spool, content: bytes, offset: int, digest: str, length: int) -> Arrival:
-    one = Arrival(spool, 1, 0, digest, length)
-    one.open(offset)
+    one = Arrival(spool, 1, 0, digest, length, offset)
     one.write(content)
     return one
 

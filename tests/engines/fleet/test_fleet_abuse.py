@@ -1,0 +1,256 @@
+"""Devices with a good certificate that say what they must not: each is refused, and the round goes on."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fleet_hostile import Peer, Site
+
+from edgewise import wire
+from edgewise.engines.fleet.messages import PROTOCOL, up
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"), devices=4)
+    yield site
+    site.close()
+
+
+def sent_away(peer: Peer) -> str:
+    """The reason that the farewell gives; then the stream ends."""
+    farewell = peer.hear("farewell")
+    assert farewell.kind == 3
+    peer.hear("end")
+    return str(farewell.reason)
+
+
+def test_a_device_that_behaves_is_counted(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        assert head.round == round.number
+        frame, _ = site.answer(2, frames)
+        peer.update(frame, head.round, 100)
+        assert peer.hear("verdict").taken
+        peer.served()
+    assert round.missing == []
+
+
+# ---- messages that are none, or come out of turn ----
+
+
+OUT_OF_TURN = {
+    "beat": {"beat": {"number": 1}},
+    "ready": {"ready": {}},
+    "update": {"update": {"round": 1, "digest": bytes(32), "length": 5}},
+    "chunk": {"chunk": {"data": b"data"}},
+    "scores": {"scores": {"round": 1}},
+    "failure": {"failure": {"round": 1, "reason": "none"}},
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_TURN)
+def test_nothing_comes_before_hello(site: Site, kind: str) -> None:
+    with site.open():
+        peer = site.peer(2)
+        peer.say(**OUT_OF_TURN[kind])
+        reason = sent_away(peer)
+        assert kind in reason or kind == "failure"
+        site.noted("refused", reason, 2)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OUT_OF_TURN if kind not in ("beat", "ready")])
+def test_nothing_but_ready_comes_after_hello(site: Site, kind: str) -> None:
+    with site.open():
+        peer = site.peer(2)
+        peer.hello()
+        peer.say(**OUT_OF_TURN[kind])
+        reason = sent_away(peer)
+        site.noted("refused", reason, 2)
+
+
+@pytest.mark.parametrize("again", ["hello", "ready"])
+def test_nobody_comes_in_twice(site: Site, again: str) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        peer.task()
+        peer.say(hello={"protocol": PROTOCOL}) if again == "hello" else peer.ready(site.plan)
+        assert sent_away(peer) == f"'{again}' came out of turn"
+        site.noted("refused", f"'{again}' came out of turn", 2)
+
+
+NONSENSE = {
+    "no kind": b"",
+    "an unknown field": b"\xfa\x3e\x04junk",
+    "no message": b"\xff\xff\xff\xff",
+    "another wire type": b"\x08\x01",
+    "text that is no text": up(hello={"protocol": 1, "version": "aa"})
+    .SerializeToString()
+    .replace(b"aa", b"\xc3\x28"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_no_message_is_refused(site: Site, case: str, late: bool) -> None:
+    with site.open(*[2] * late) as round:
+        peer = round.peers[2] if late else site.peer(2)
+        peer.raw(NONSENSE[case])
+        site.noted("refused", sent_away(peer), 2)
+
+
+def test_fields_that_are_unknown_are_let_go(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        peer.raw(up(beat={"number": 9}).SerializeToString() + b"\xfa\x3e\x04junk")
+        assert peer.hear("beat").number == 9
+
+
+@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, 2**32 - 1])
+def test_another_protocol_is_refused(site: Site, protocol: int) -> None:
+    with site.open():
+        peer = site.peer(2)
+        peer.say(hello={"protocol": protocol, "version": "\x1b[31m9.9" * 1000})
+        reason = sent_away(peer)
+        assert f"protocol {protocol} " in reason and len(reason) < 400 and reason.isprintable()
+        site.noted("refused", reason, 2)
+
+
+NOT_READY: dict[str, tuple[dict[str, Any], str]] = {
+    "another layout": ({"layout": bytes(32)}, "its model has another layout"),
+    "no layout": ({"layout": b""}, "its model has another layout"),
+    "more examples than there are": ({"examples": 2**64 - 1}, "makes no sense"),
+    "more tests than there are": ({"tests": 2**63}, "makes no sense"),
+    "a pending update without a digest": (
+        {"pending_round": 1, "pending_digest": b"x" * 1000},
+        "makes no sense",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_READY)
+def test_who_is_not_ready_is_refused(site: Site, case: str) -> None:
+    other, reason = NOT_READY[case]
+    with site.open():
+        peer = site.peer(2)
+        peer.ready(peer.hello(), **other)
+        assert reason in sent_away(peer)
+        site.noted("refused", reason, 2)
+
+
+def test_a_memory_that_the_journal_does_not_know_is_refused(site: Site) -> None:
+    with site.open():
+        peer = site.peer(2)
+        peer.ready(peer.hello(run=site.courier.run, round=10**6))
+        reason = sent_away(peer)
+        assert "remembers round 1000000, which this coordinator's journal does not hold" in reason
+        site.noted("refused", reason, 2)
+
+
+# ---- updates ----
+
+
+def test_an_update_of_another_round_is_late(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame, _ = site.answer(2, frames)
+        for other in (head.round - 1, head.round + 1, 0, 2**32 - 1):
+            peer.update(frame, other)
+            verdict = peer.hear("verdict")
+            assert (verdict.round, verdict.taken, verdict.reason, verdict.again) == (
+                other,
+                False,
+                "late",
+                False,
+            )
+        site.noted("late", "the round is closed", 2)
+        peer.update(frame, head.round)
+        assert peer.hear("verdict").taken
+    assert round.missing == []
+
+
+def test_who_is_not_asked_is_not_counted(site: Site) -> None:
+    with site.open(2) as round:
+        head, frames = round.peers[2].task()
+        peer = site.peer(3)
+        peer.ready(peer.hello())
+        frame, _ = site.answer(3, frames)
+        peer.update(frame, head.round)
+        assert peer.hear("verdict").reason == "late"
+        site.noted("late", "the round is closed", 3)
+    assert 3 not in site._took(round.number)
+
+
+def sealed(frame: bytes, at: int, form: str, value: Any) -> bytes:
+    """A frame with another number in its header, and a checksum that fits."""
+    changed = bytearray(frame)
+    struct.pack_into(form, changed, at, value)
+    body = changed[: wire.CHECKED] + changed[wire.LENGTH :]
+    struct.pack_into("<I", changed, wire.CHECKED, zlib.crc32(body))
+    return bytes(changed)
+
+
+Change = Callable[[bytes], tuple[bytes, dict[str, Any]]]
+
+
+def other(**head: Any) -> Change:
+    return lambda frame: (frame, head)
+
+
+def inside(at: int, form: str, value: Any) -> Change:
+    return lambda frame: (sealed(frame, at, form, value), {})
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "another device's": (inside(36, "<I", 0), "an update of device 0 and round"),
+    "everyone's": (inside(36, "<I", wire.EVERYONE), "an update's device is its sender"),
+    "another round's": (inside(32, "<I", 7777), "and round 7777 from device 2"),
+    "a state": (inside(5, "<B", 2), "a frame of kind STATE"),
+    "another model's": (inside(8, "<B", 0xFF), "a frame of another model's layout"),
+    "another codec's": (inside(24, "<Q", 0), "a frame of another codec"),
+    "of more examples": (inside(48, "<I", 4_000_000_000), "an update of 4000000000 examples"),
+    "with a loss that is none": (inside(40, "<d", math.nan), "a finite number, not nan"),
+    "with NaN in it": (inside(64, "<f", math.nan), "an update with NaN or infinity"),
+    "infinite": (inside(64, "<f", -math.inf), "an update with NaN or infinity"),
+    "too large to have a norm": (inside(64, "<f", 3e38), "an update with NaN or infinity"),
+    "that lies about its length": (inside(52, "<I", 2**32 - 1), "a frame with a payload of 4294967295 bytes"),
+    "cut short": (lambda frame: (frame[:-1], {}), "a frame that is truncated"),
+    "hardly there": (lambda frame: (frame[:9], {}), "a frame has at least 64 bytes"),
+    "empty": (lambda frame: (b"", {}), "a frame has at least 64 bytes"),
+    "with a flipped bit": (lambda frame: (frame[:80] + bytes([frame[80] ^ 1]) + frame[81:], {}), "checksum"),
+    "with another digest": (other(digest=bytes(32)), "do not have the digest it announced"),
+    "longer than announced": (other(length=100), "an update longer than the 100 bytes it announced"),
+    "above the maximum": (other(length=1 << 40), "an update of 1099511627776 bytes, at most"),
+    "as long as can be": (other(length=2**64 - 1), "an update of 18446744073709551615 bytes, at most"),
+    "beyond what is there": (other(offset=50), "goes on at 50, of which 0 bytes are here"),
+    "far beyond what is there": (
+        other(offset=2**64 - 1),
+        "goes on at 18446744073709551615, of which 0 bytes",
+    ),
+    "that took no time that there is": (other(seconds=math.nan), "makes no sense"),
+    "that was there before it was asked for": (other(seconds=-1.0), "makes no sense"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_update_that_is_none_is_refused(site: Site, case: str) -> None:
+    change, reason = REFUSED[case]
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame, announced = change(site.answer(2, frames)[0])
+        peer.update(frame, head.round, **announced)
+        verdict = peer.hear("verdict")
+        assert not verdict.taken and not verdict.again and reason in verdict.reason
+        site.noted("refused", reason, 2)
+        peer.served()
+        assert site.ask(what="clear", device=2)["device"]["flags"] == 0
+    assert round.missing == [2]
+    assert site.courier.spool.size == 0
