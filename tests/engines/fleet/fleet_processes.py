@@ -50,7 +50,8 @@ def net(shape, classes, width=8):
         nn.Flatten(), nn.Linear(size, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes)
     )
 """
-DATA = ("--data", "digits", "--partition", "iid", "--seed", "3")
+DATA = ("--data", "digits")
+DEAL = ("--partition", "iid", "--seed", "3")
 
 
 @dataclass
@@ -134,7 +135,8 @@ class Scene:
     ) -> None:
         self.folder, self.devices, self.nets = folder, devices, nets
         self.settings = [
-            *DATA,
+            *(() if "--shape" in policy else DATA),
+            *DEAL,
             *("--devices", devices, "--model", "tiny:net", "--batch", 4, "--accelerator", "cpu", *settings),
         ]
         self.policy = list(policy)
@@ -174,7 +176,7 @@ class Scene:
     def _agent(self, device: int) -> Callable[[Sequence[str]], Running]:
         def launch(faults: Sequence[str]) -> Running:
             host = self.nets.address(device) if self.nets else "127.0.0.1"
-            share = (*DATA, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
+            share = (*DATA, *DEAL, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
             return command.start(
                 *("agent", "run", f"agent{device}", *share, "--coordinator", f"{host}:{self.port}"),
                 *("--log", f"agent{device}.log", *faults),
