@@ -154,6 +154,8 @@ class Courier:
 
     async def reopened(self, session: Session, round: int) -> None:
         """Where this process has not come yet to a round that waits for the device: wait until it has."""
+        if self._begun.is_set():
+            return
         opened = await asyncio.wrap_future(self.journal.round(self.run, round))
         if opened is None or opened.closed or session.device in opened.taken:
             return

@@ -158,6 +158,8 @@ class Session:
             raise Dismissed("an update without a digest")
         self.held = max(self.held, update.round)  # even if it is late
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
+        if counts is None:
+            await courier.reopened(self, update.round)
         if counts == digest:
             self._tell(update.round, digest, True)  # it was, and the word of it was lost
         elif not courier.training(update.round, device):

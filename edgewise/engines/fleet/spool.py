@@ -25,7 +25,7 @@ class Spool:
         self.folder = folder
         found = folder.rglob("*.update") if folder.exists() else ()
         self._sizes = {path: path.stat().st_size for path in found}
-        self._lock = threading.Lock()
+        self._lock, self.making = threading.Lock(), threading.Lock()
         self.size = sum(self._sizes.values())  # bytes of all files
 
     @property
@@ -129,10 +129,11 @@ class Arrival:
 
     def _make_folder(self) -> None:
         folder = self.path.parent
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            for above in folder.parents[:3]:  # of the round, of the run, of the spool
-                sync_folder(above)
+        with self.spool.making:  # who finds a folder may rely on it: it is on the disk
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                for above in folder.parents[:3]:  # of the round, of the run, of the spool
+                    sync_folder(above)
 
     def _measure(self) -> None:
         assert self._file is not None

@@ -24,6 +24,7 @@ from command import Done, Running
 from edgewise.engines.fleet.certificates import fingerprint
 from edgewise.engines.fleet.home import Contact, Home
 from edgewise.engines.fleet.identity import Authority, Identity
+from edgewise.engines.fleet.keep import Keep
 from edgewise.engines.fleet.roster import add
 
 
@@ -49,7 +50,8 @@ def net(shape, classes, width=8):
         nn.Flatten(), nn.Linear(size, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes)
     )
 """
-DATA = ("--data", "digits", "--partition", "iid", "--seed", "3")
+DATA = ("--data", "digits")
+DEAL = ("--partition", "iid", "--seed", "3")
 
 
 @dataclass
@@ -133,7 +135,8 @@ class Scene:
     ) -> None:
         self.folder, self.devices, self.nets = folder, devices, nets
         self.settings = [
-            *DATA,
+            *(() if "--shape" in policy else DATA),
+            *DEAL,
             *("--devices", devices, "--model", "tiny:net", "--batch", 4, "--accelerator", "cpu", *settings),
         ]
         self.policy = list(policy)
@@ -173,7 +176,7 @@ class Scene:
     def _agent(self, device: int) -> Callable[[Sequence[str]], Running]:
         def launch(faults: Sequence[str]) -> Running:
             host = self.nets.address(device) if self.nets else "127.0.0.1"
-            share = (*DATA, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
+            share = (*DATA, *DEAL, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
             return command.start(
                 *("agent", "run", f"agent{device}", *share, "--coordinator", f"{host}:{self.port}"),
                 *("--log", f"agent{device}.log", *faults),
@@ -266,6 +269,22 @@ class Scene:
         if everybody:
             assert updates == [(r, d) for r in range(1, rounds + 1) for d in range(self.devices)]
         assert [path for path in self.folder.glob("home/spool/**/*") if path.is_file()] == []
+
+    def check_memories(self, steps: int) -> None:
+        """Every device stands in its data where its updates that count have brought it, by so many each.
+
+        Be it that it has not heard yet of the last one, and will when it comes again.
+        """
+        for device in range(self.devices):
+            (folder,) = (self.folder / f"agent{device}" / "memory").iterdir()
+            keep, where = Keep(folder), f"device = {device}"
+            last, memory = keep.round, keep.memory
+            if (pending := keep.pending) is not None:
+                query = f"SELECT digest FROM updates WHERE {where} AND round = {pending.round}"
+                if self.rows(query) == [(pending.digest.hex(),)]:
+                    last, memory = pending.round, pending.memory
+            counted = self.rows(f"SELECT count(*), max(round) FROM updates WHERE {where}")
+            assert counted == [(memory.step // steps, last)], self.report()
 
     def check_faults(self) -> None:
         """Whoever was armed has died of it, every time."""

@@ -89,9 +89,8 @@ def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> Non
         courier.begin(window, TRAIN, 4)
         twice = [courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0)) for _ in range(2)]
         assert await asyncio.gather(*twice) == [True, True]
-        assert await courier.take(
-            session(courier, 0), arrival(courier, 0), (None, 1.0)
-        )  # and when it was taken
+        # And once it was taken.
+        assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         return window
 
     window = asyncio.run(play())
