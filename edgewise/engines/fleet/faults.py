@@ -27,7 +27,7 @@ class Fault:
         self.at: tuple[str, int] | None = None
         if text is not None:
             point, _, round = text.partition("@")
-            if point not in points or not round.isdigit():
+            if point not in points or not round.isdecimal():
                 raise EdgewiseError(f"fault: {text!r} is not POINT@ROUND; points: {', '.join(points)}")
             self.at = (point, int(round))
 

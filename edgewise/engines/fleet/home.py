@@ -134,7 +134,12 @@ class Contact:
         """EdgewiseError if `coordinator init` was not here."""
         try:
             found = json.loads((folder / CONTACT).read_text())
-            return cls(tuple(found["hosts"]), int(found["port"]))
+            hosts, port = found["hosts"], int(found["port"])
+            if not (isinstance(hosts, list) and hosts and all(isinstance(host, str) for host in hosts)):
+                raise ValueError("no list of hosts")
+            if not 0 < port < 65535:
+                raise ValueError(f"port {port}")
+            return cls(tuple(hosts), port)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EdgewiseError(
                 f"{folder / CONTACT}: not readable ({error}); coordinator init makes it"

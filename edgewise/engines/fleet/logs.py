@@ -39,6 +39,8 @@ def log_to(path: Path | None) -> None:
         raise EdgewiseError(f"--log {path}: cannot be written ({error.strerror})") from None
     handler.setFormatter(_Lines())
     logger = logging.getLogger("edgewise")
+    for old in logger.handlers:
+        old.close()
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -209,6 +209,8 @@ def flag(journal: Journal, device: int) -> Future[Member]:
 
 def _change(journal: Journal, device: int, what: str, value: float) -> Future[Member]:
     def action(database: Database) -> Member:
+        if not 0 <= device < 1 << 63:  # SQLite has no larger numbers
+            raise EdgewiseError(f"device {device} has not joined this fleet")
         database.execute(f"UPDATE devices SET {what} WHERE id = ?", (value, device))
         row = database.execute(f"SELECT {COLUMNS} FROM devices WHERE id = ?", (device,)).fetchone()
         if row is None:
