@@ -52,7 +52,7 @@ UNWRITABLE = ("Cc", "Cs")  # Unicode's control characters, and halves of pairs: 
 
 CODECS = (
     "none, half, int8, int4, qsgd:4, ternary, sign, levels:1, topk:0.01, stc:0.01, randomk:0.01, dgc:0.001, "
-    "powersgd:4; then :zstd, :nofeedback"
+    "powersgd:4, lowrank:0.01; then :zstd, :nofeedback"
 )
 RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1 or clip-median"
 

@@ -260,7 +260,7 @@ def test_a_codec_longer_than_the_state_sends_the_reference() -> None:
 
 # Rounds, and the share of the way that may be left after them: how fast is each codec's own.
 COMES = {"randomk": (200, 0.5), "sign": (200, 0.05), "levels": (200, 0.05), "ternary": (200, 0.01)}
-COMES |= {"stc": (300, 1e-4)}
+COMES |= {"stc": (300, 1e-4), "lowrank": (200, 1e-6)}
 
 
 @every_lossy
