@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from edgewise.engines.fleet.certificates import fingerprint, key_fingerprint, requested_key
@@ -18,8 +19,10 @@ log = logging.getLogger("edgewise.coordinator")
 
 
 class Enrolment:
-    def __init__(self, authority: Authority, journal: Journal) -> None:
-        self.authority, self.journal = authority, journal
+    """`joined` is told of every device that has a certificate from now on, and of its fingerprint."""
+
+    def __init__(self, authority: Authority, journal: Journal, joined: Callable[[int, str], None]) -> None:
+        self.authority, self.journal, self.joined = authority, journal, joined
 
     async def join(self, request: Any, peer: str) -> Any:
         """A certificate, or the reason why there is none."""
@@ -34,5 +37,6 @@ class Enrolment:
         except EdgewiseError as error:
             log.warning("join refused", extra={"words": str(error), "peer": peer})
             return JoinReply(refused=str(error))
+        self.joined(device, fingerprint(certificate))
         log.info("joined", extra={"device": device, "peer": peer})
         return JoinReply(certificate=certificate, device=device)
