@@ -18,8 +18,8 @@ from edgewise.engines.fleet.courier import Courier
 from edgewise.engines.fleet.enrol import Enrolment
 from edgewise.engines.fleet.home import Contact
 from edgewise.engines.fleet.identity import Authority
-from edgewise.engines.fleet.journal import Journal
-from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, JoinReply, JoinRequest, Up
+from edgewise.engines.fleet.journal import Journal, JournalError
+from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, JoinReply, JoinRequest
 from edgewise.engines.fleet.roster import Member, member
 from edgewise.errors import EdgewiseError
 
@@ -35,7 +35,12 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
-JOIN_OPTIONS = (*OPTIONS[1:], ("grpc.max_receive_message_length", 1 << 14))
+JOIN_OPTIONS = (
+    *OPTIONS[1:],
+    ("grpc.max_receive_message_length", 1 << 14),
+    ("grpc.max_connection_idle_ms", HANDSHAKE_SECONDS * 1000),  # who comes here comes for one answer
+    ("grpc.max_connection_age_ms", 60_000),
+)
 log = logging.getLogger("edgewise.coordinator")
 
 
@@ -123,6 +128,10 @@ def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
     async def work(_: Any, context: Any) -> None:
         try:
             member = await asyncio.wrap_future(_who(journal, context, insecure))
+        except JournalError as error:  # nothing is said against the device
+            log.warning("deferred", extra={"words": str(error), "peer": context.peer()})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the journal cannot be read")
+            raise
         except EdgewiseError as error:
             log.warning("stranger", extra={"words": str(error), "peer": context.peer()})
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -130,7 +139,7 @@ def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
         log.info("connected", extra={"device": member.id, "peer": context.peer()})
         await courier.serve(member, context)
 
-    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work, Up.FromString, _bytes(Down)))
+    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work, None, _bytes(Down)))
 
 
 def _who(journal: Journal, context: Any, insecure: bool) -> Future[Member]:
