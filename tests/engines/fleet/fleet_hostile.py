@@ -24,7 +24,7 @@ from typing import Any
 
 import grpc
 import torch
-from fleet_in_process import TINY, InProcess, config, specks
+from fleet_in_process import PATIENCE, TINY, InProcess, config, specks
 
 from edgewise import records, rounds
 from edgewise.assemble import Parts, assemble
@@ -44,7 +44,6 @@ from edgewise.errors import EdgewiseError
 from edgewise.records import Checkpoint
 
 ROUNDS = 10_000  # more than any test plays
-PATIENCE = 15.0
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -129,7 +128,7 @@ class Peer:
     def task(self) -> tuple[Any, list[bytes]]:
         """The next task, and its frames."""
         head = self.hear("task")
-        content = b""
+        content = head.data
         while len(content) < sum(head.lengths):
             content += self.hear("chunk").data
         frames, start = [], 0
@@ -227,6 +226,8 @@ class Site:
         self._worker = ThreadPoolExecutor(1)
         self._absent: dict[int, list[int]] = {}
         self._peers: list[Peer] = []
+        self._memories: dict[int, Memory] = {}  # of the test's devices
+        self._proposed: dict[int, Memory] = {}
         self.number = 0
         self.play = self.inside.drive(self.config, checkpoint_seconds=0)
         self.reference = rounds.drive(
@@ -295,6 +296,10 @@ class Site:
                 self.finish(result, round)
             raise
         self.finish(result, round)
+        for peer in self._peers:
+            peer.close()
+        self._peers.clear()
+        until(lambda: self.courier.sessions.keys() <= set(self.honest), "the test's peers are gone", 20)
 
     def finish(self, result: Future[Any], round: Open) -> None:
         Waiting.gate.set()
@@ -303,6 +308,8 @@ class Site:
         self.number = row.round
         assert row.round == round.number and not set(round.missing) & set(self.honest)
         self._absent[row.round] = [d for d in range(self.config.devices) if d not in self._took(row.round)]
+        self._memories |= {d: memory for d, memory in self._proposed.items() if d in self._took(row.round)}
+        self._proposed.clear()
         expected = next(self.reference)
         assert expected.round == row.round and expected.train_loss == row.train_loss
         for one, other in zip(self._state(self.inside.out), self._state(self.folder / "inline"), strict=True):
@@ -338,12 +345,11 @@ class Site:
         self._peers.append(peer)
         return peer
 
-    def answer(
-        self, device: int, frames: Sequence[bytes], memory: Memory | None = None
-    ) -> tuple[bytes, Memory]:
-        """The update that an honest device would send."""
+    def answer(self, device: int, frames: Sequence[bytes]) -> bytes:
+        """The update that an honest device would send; if it is taken, its memory moves on."""
         duty = Training(equip(self.plan, self.dataset, device, self.share, (TINY,), "cpu"))
-        return duty.train(frames, memory or Memory())
+        frame, self._proposed[device] = duty.train(frames, self._memories.get(device, Memory()))
+        return frame
 
     @property
     def plan(self) -> Any:
