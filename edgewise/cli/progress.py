@@ -66,33 +66,34 @@ def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> bool:
 def watch(play: Iterable[Round], total: Callable[[], int], there: Callable[[], str], quiet: bool) -> None:
     """Play the rounds of a fleet and show them, as `show` does; `quiet`: no bar, whatever stderr is.
 
-    `total`: how many there will be, and `there`: who is there and who is waited for; both are only asked
-    once the first round has begun.
+    `total`: how many there will be, 0 while that is not known; `there`: who is there and who is waited for.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
 
     class There(ProgressColumn):
+        """Drawn anew while a round waits, too."""
+
         max_refresh = 0.5
 
         def render(self, task: Any) -> Text:
-            return Text(there())
+            return Text(f"round {task.completed:.0f}/{total() or '?'}, {there()}")
 
     console = Console(stderr=True)
     live = console.is_terminal and not quiet
     bar = Progress(
-        TextColumn("round {task.completed:.0f}/{task.fields[of]}"),
+        There(table_column=Column(no_wrap=True)),
         BarColumn(20),
         TimeRemainingColumn(),
-        There(),
         TextColumn("{task.fields[words]}"),
         console=console,
         disable=not live,
     )
     accuracy = ""
     with bar:
-        task = bar.add_task("", total=None, of="?", words="")
+        task = bar.add_task("", total=None, words="")
         for row in play:
             if row.accuracy is not None:
                 accuracy = f"accuracy {row.accuracy:.1%}"
@@ -100,7 +101,7 @@ def watch(play: Iterable[Round], total: Callable[[], int], there: Callable[[], s
                     done = f"round {row.round}/{total()}  step {row.step}"
                     click.echo(f"{done}  loss {row.train_loss:.3f}  {accuracy}", err=True)
             words = f"loss {row.train_loss:.3f}  {accuracy}"
-            bar.update(task, completed=row.round, total=total(), of=total(), words=words)
+            bar.update(task, completed=row.round, total=total(), words=words)
 
 
 def _speed(row: Round) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from edgewise.memories import Note
 
 FEW = 5  # devices that are named
+LONG = 2.0  # seconds that a round is open before those it waits for are named
 
 
 class Stage:
@@ -58,8 +61,9 @@ class Stage:
         self.engine = coordinator.fleet(parts.fleet_run(self.folder), self.policy, note)
         joining = f", to join at {coordinator.join_address}" if coordinator.join_address else ""
         log = "" if str(self.own["log"]) == "-" else f"; log: {self.own['log']}"
-        click.echo(f"edgewise: agents connect at {coordinator.address}{joining}{log}", err=True)
-        click.echo("edgewise: Ctrl-C stops it, and the same command continues", err=True)
+        # Not echo: it writes past the bar, which is drawn by now and moves out of the way of these only.
+        print(f"edgewise: agents connect at {coordinator.address}{joining}{log}", file=sys.stderr)
+        print("edgewise: Ctrl-C stops it, and the same command continues", file=sys.stderr, flush=True)
         return self.engine
 
     def rounds(self) -> int:
@@ -69,11 +73,12 @@ class Stage:
     def there(self) -> str:
         """Who is there, and who is waited for, in a few words. From any thread."""
         if self.engine is None:
-            return ""
+            return "getting ready"
         courier = self.engine.courier
         ready = sum(session.ready for session in list(courier.sessions.values()))
         window = courier.window
-        missing = [] if window is None or window.closed else window.missing()
+        slow = window is not None and not window.closed and time.monotonic() - window.began > LONG
+        missing = window.missing() if window is not None and slow else []
         words = f"{ready} devices here"
         if not missing:
             return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -10,9 +11,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import Done, Running, edgewise, start, until
+
+from edgewise.cli.progress import watch
 
 TINY = ("--devices", 2, "--batch", 4, "--width", 4, "--steps", 4, "--eval-every", 0)
 SHAPE = ("--shape", "1x8x8")
@@ -268,3 +272,14 @@ def test_no_round_waits_for_a_device_that_was_revoked(tmp_path: Path) -> None:
 def taken(folder: Path) -> int:
     with closing(sqlite3.connect(folder / "home" / "journal.sqlite")) as journal:
         return int(journal.execute("SELECT count(*) FROM updates").fetchone()[0])
+
+
+def test_who_watches_sees_rounds_and_whom_they_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    row = SimpleNamespace(round=3, step=3, train_loss=1.5, accuracy=0.25)
+    watch([row], lambda: 7, lambda: "2 devices here, waiting for 1", quiet=False)  # type: ignore[list-item]
+    assert "round 3/7, 2 devices here, waiting for 1" in shown.getvalue()
+    assert "loss 1.500  accuracy 25.0%" in shown.getvalue()

@@ -7,3 +7,10 @@
 `fleet.py` is the engine: it gives a round's task to the courier and yields replies that lie in the journal.
 Nothing here is imported unless a fleet is used.
 """
+
+from __future__ import annotations
+
+import os
+
+# Before gRPC is imported: what it would write to stderr by itself, our own words say in one line.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

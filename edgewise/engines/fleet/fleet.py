@@ -117,7 +117,7 @@ class Fleet:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
         opened = self.journal.round(self.run.id, round).result()
         self._looked_up, self._size = (round, opened), size
-        if opened is not None:
+        if opened is not None and opened.asked:
             return opened.asked
         return self._wait(
             lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
@@ -129,11 +129,11 @@ class Fleet:
         if looked_up != round:
             opened = self.journal.round(self.run.id, round).result()
         opening: Future[None] | None = None
-        if opened is None:
-            # Not waited for: nothing can be taken in the round before the journal has it, since it writes
-            # in the order in which it is asked.
+        if opened is None or not opened.asked:
+            # Not waited for: the journal writes in the order in which it is asked.
             opening = self.journal.open_round(self.run.id, round, cohort)
-            opened = Opened(tuple(cohort), False, {})
+            taken = {} if opened is None else opened.taken
+            opened = Opened(tuple(cohort), False, {d: taken[d] for d in cohort if d in taken})
         self.courier.fault.reached("opened", round)
         if opened.closed or len(opened.taken) == len(opened.asked):
             yield from self._again(round, opened)
@@ -149,8 +149,8 @@ class Fleet:
             if taken is not None:
                 yield self._reply(round, device, taken)
         self._await(window, window.outcome)
-        if opening is not None:
-            opening.result()
+        if opening is not None and opening.exception() is not None:
+            self.journal.open_round(self.run.id, round, cohort).result()  # its disk may have room again
 
     def _again(self, round: int, opened: Opened) -> Iterator[Reply]:
         """The replies of a round that had all it needs before the coordinator was started again."""

@@ -153,24 +153,30 @@ class Journal:
 
     def close_round(self, run: str, number: int) -> Future[None]:
         def action(database: Database) -> None:
-            database.execute(
+            done = database.execute(
                 "UPDATE rounds SET closed = ? WHERE run = ? AND number = ?", (time.time(), run, number)
             )
+            if not done.rowcount:
+                raise JournalError(f"round {number} was not opened, and cannot be closed")
 
         return self.ask(action)
 
     def round(self, run: str, number: int) -> Future[Opened | None]:
-        """A round, or None if it was never opened."""
+        """A round, or None if the journal knows nothing of it.
+
+        `asked` is empty where it could not be opened, and updates were taken nevertheless.
+        """
 
         def action(database: Database) -> Opened | None:
             where = (run, number)
             row = database.execute(
                 "SELECT asked, closed FROM rounds WHERE run = ? AND number = ?", where
             ).fetchone()
+            found = database.execute("SELECT device, digest FROM updates WHERE run = ? AND round = ?", where)
+            taken = dict(found.fetchall())
             if row is None:
-                return None
-            taken = database.execute("SELECT device, digest FROM updates WHERE run = ? AND round = ?", where)
-            return Opened(tuple(json.loads(row[0])), row[1] is not None, dict(taken.fetchall()))
+                return Opened((), False, taken) if taken else None
+            return Opened(tuple(json.loads(row[0])), row[1] is not None, taken)
 
         return self.ask(action)
 

@@ -31,8 +31,13 @@ def combine(answers: Sequence[Any], classes: int) -> Evaluation:
 
 
 def _sensible(one: Any, classes: int) -> bool:
-    each = len(one.right_each) == len(one.seen_each) and len(one.seen_each) in (0, classes)
-    return each and 0 < one.seen <= 1 << 40 and one.right <= one.seen and not math.isnan(one.loss)
+    each = list(zip(one.right_each, one.seen_each, strict=False))
+    if len(one.right_each) != len(one.seen_each) or len(each) not in (0, classes):
+        return False
+    if each and (sum(one.right_each), sum(one.seen_each)) != (one.right, one.seen):
+        return False
+    right = one.right <= one.seen and all(right <= seen for right, seen in each)
+    return right and 0 < one.seen <= 1 << 40 and one.loss >= 0  # NaN is not
 
 
 def row(result: Evaluation) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Agents:
     address: str = ""
     running: dict[int, tuple[Agent, Future[None]]] = field(default_factory=dict)
     duty: Callable[[Any, int], Duty] | None = None  # in place of training
+    tells: bool = False  # whether the coordinator may know of classes
     before: Callable[[int, int], None] | None = None  # called with device and round, before it trains
     thread: Thread = field(default_factory=Thread)
     executors: dict[int, ThreadPoolExecutor] = field(default_factory=dict)
@@ -168,18 +169,19 @@ class Agents:
             if self.duty is not None:
                 return self.duty(plan, device)
             outfit = equip(plan, self.dataset, device, self.share, tuple(self.allow), "cpu")
-            return Watched(outfit, self.before) if self.before is not None else Training(outfit)
+            return Watched(outfit, self.tells, self.before)
 
 
 class Watched(Training):
-    """Training that tells before it begins, and may be held up by whoever is told."""
+    """Training that may be held up, or made to fail, before it begins."""
 
-    def __init__(self, outfit: Outfit, before: Callable[[int, int], None]) -> None:
-        super().__init__(outfit)
+    def __init__(self, outfit: Outfit, tells: bool, before: Callable[[int, int], None] | None) -> None:
+        super().__init__(outfit, tells)
         self.before = before
 
     def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[bytes, Memory]:
-        self.before(self.outfit.device.id, wire.Header.parse(frames[-1]).round)
+        if self.before is not None:
+            self.before(self.outfit.device.id, wire.Header.parse(frames[-1]).round)
         return super().train(frames, memory)
 
 

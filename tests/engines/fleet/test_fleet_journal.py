@@ -74,6 +74,16 @@ def test_a_round_from_its_opening_to_its_close(journal: Journal) -> None:
     assert result(journal.round("another run", 1)) is None
 
 
+def test_a_round_that_could_not_be_opened_keeps_its_updates_and_is_not_closed(journal: Journal) -> None:
+    """The disk was full when it was opened, and had room again when they came."""
+    result(journal.take(RUN, entry(device=2)))
+    assert result(journal.round(RUN, 1)) == Opened((), False, {2: DIGEST})
+    with pytest.raises(JournalError, match="round 1 was not opened"):
+        result(journal.close_round(RUN, 1))
+    result(journal.open_round(RUN, 1, [2, 3]))
+    assert result(journal.round(RUN, 1)) == Opened((2, 3), False, {2: DIGEST})
+
+
 def test_an_update_counts_once(journal: Journal) -> None:
     result(journal.take(RUN, entry()))
     result(journal.take(RUN, entry()))  # the same one again: it does already

@@ -72,6 +72,7 @@ def session(courier: Courier, device: int) -> Session:
 def test_a_round_with_enough_answers_takes_no_more_from_that_moment_on(courier: Courier) -> None:
     async def play() -> None:
         window = Window(1, (0, 1), 1, 1, lambda device, held: ({}, []))
+        courier.journal.open_round(courier.run, 1, (0, 1))
         courier.begin(window, TRAIN, 4)
         assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         assert not courier.training(1, 1)  # before the loop had a chance to close it
@@ -79,7 +80,8 @@ def test_a_round_with_enough_answers_takes_no_more_from_that_moment_on(courier: 
         await asyncio.wrap_future(window.outcome)
 
     asyncio.run(play())
-    assert courier.journal.round(courier.run, 1).result() is None  # the engine opens rounds, not the courier
+    opened = courier.journal.round(courier.run, 1).result()
+    assert opened is not None and opened.closed and list(opened.taken) == [0]
     assert courier.journal.last_taken(courier.run, 1).result() == 0
 
 
