@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from edgewise.engines.fleet import messages
 from edgewise.engines.fleet.journal import JournalError
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import CHUNK, FINISHED, PROTOCOL, REFUSED, TRAIN, Up, down
+from edgewise.engines.fleet.messages import CHUNK, FINISHED, LARGEST, PROTOCOL, REFUSED, TRAIN, Up, down
 from edgewise.engines.fleet.roster import Member, present
 from edgewise.engines.fleet.spool import Arrival, DiskError
 from edgewise.errors import EdgewiseError
@@ -275,6 +275,8 @@ class Session:
 
 def _parsed(data: bytes) -> tuple[str, Any]:
     """The kind of a message, and its body; Dismissed if there is none."""
+    if len(data) > LARGEST:
+        raise Dismissed(f"a message of {len(data)} bytes, where {LARGEST} are the most")
     try:
         message = Up.FromString(data)
     except DecodeError:

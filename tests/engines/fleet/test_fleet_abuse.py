@@ -7,9 +7,10 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from fleet_hostile import Peer, Site, resident, until
 
@@ -267,3 +268,235 @@ def test_an_update_that_makes_no_sense_ends_the_stream(site: Site, head: dict[st
         assert sent_away(peer) == "what it says of its update makes no sense"
         site.noted("refused", "what it says of its update makes no sense", 2)
     assert round.missing == [2]
+
+
+# ---- more than there should be ----
+
+
+def test_the_same_update_twice_counts_once(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame = site.answer(2, frames)
+        for _ in range(3):
+            peer.update(frame, head.round, 500)
+            assert peer.hear("verdict").taken
+        assert list(site._took(round.number)) == [2]
+    assert round.missing == []
+
+
+def test_another_update_for_a_round_that_counts_one_is_late(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame = site.answer(2, frames)
+        peer.update(frame, head.round)
+        assert peer.hear("verdict").taken
+        counts = site._took(round.number)
+        peer.update(sealed(frame, 64, "<f", 0.5), head.round)
+        assert (verdict := peer.hear("verdict")).reason == "late" and not verdict.taken
+        site.noted("late", "another update of it counts", 2)
+        assert site._took(round.number) == counts
+
+
+def test_an_update_of_the_round_before_is_refused_when_it_is_played_again(site: Site) -> None:
+    with site.open(2) as round:
+        head, frames = round.peers[2].task()
+        frame = site.answer(2, frames)
+        round.peers[2].update(frame, head.round)
+        assert round.peers[2].hear("verdict").taken
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, _ = peer.task()
+        peer.update(frame, head.round)
+        assert f"round {head.round - 1} from device 2 in round {head.round}" in peer.hear("verdict").reason
+        site.ask(what="clear", device=2)
+    assert round.missing == [2]
+
+
+def test_a_device_that_stops_in_the_middle_is_not_waited_for(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame = site.answer(2, frames)
+        peer.update(
+            frame[: len(frame) // 2], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame)
+        )
+        peer.served()
+    assert round.missing == [2]
+
+
+def test_a_device_has_room_for_one_update(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame = site.answer(2, frames)
+        for number in range(50):
+            peer.update(frame[:-1], head.round, digest=number.to_bytes(32, "big"), length=len(frame))
+        peer.served()
+        assert site.courier.spool.size < len(frame)
+        peer.update(frame, head.round)
+        assert peer.hear("verdict").taken
+    assert round.missing == []
+
+
+def test_chunks_of_no_update_end_the_stream(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        peer.task()
+        before = resident()
+        for _ in range(200):
+            peer.raw(CHUNKS)
+        assert sent_away(peer) == "it sends chunks of no update"
+        site.noted("refused", "it sends chunks of no update", 2)
+        assert resident() - before < 64 << 20
+    assert round.missing == [2]
+
+
+CHUNKS = up(chunk={"data": bytes(CHUNK)}).SerializeToString()
+
+
+@pytest.mark.parametrize("size", [LARGEST, 4 << 20])
+def test_a_message_that_is_too_long_is_refused(site: Site, size: int) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        peer.raw(up(chunk={"data": bytes(size)}).SerializeToString())
+        if size > LARGEST:  # gRPC refuses it, and tells the peer
+            code, details = peer.hear("end")
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details
+        else:
+            assert f"bytes, where {LARGEST} are the most" in (reason := sent_away(peer))
+            site.noted("refused", reason, 2)
+
+
+def test_who_asks_and_does_not_listen_is_sent_away(site: Site) -> None:
+    with site.open():
+        peer = site.peer(2, listens=False)
+        before = resident()
+        for _ in range(5000):
+            peer.say(hello={"protocol": PROTOCOL})
+        site.noted("refused", "it talks faster than it listens", 2)
+        assert resident() - before < 64 << 20
+        site.peer(3).hello()
+
+
+@pytest.mark.slow
+def test_beats_of_one_who_does_not_listen_end_the_stream(site: Site) -> None:
+    with site.open(2):
+        peer = site.peer(2, listens=False)
+        peer.say(hello={"protocol": PROTOCOL})
+        beats = up(beat={"number": 2**64 - 1}).SerializeToString()
+
+        def sent_away() -> bool:
+            for _ in range(1000):
+                peer.raw(beats)
+            return bool(site.lines("refused")) and "faster" in site.lines("refused")[-1]["words"]
+
+        until(sent_away, "it talks faster than it listens")
+
+
+def test_scores_that_nobody_asked_for_are_let_go(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        peer.say(scores={"round": head.round, "right": 2**63, "seen": 1, "loss": -math.inf})
+        peer.update(site.answer(2, frames), head.round)
+        assert peer.hear("verdict").taken
+    assert round.missing == []
+
+
+def test_what_a_device_says_of_its_failure_is_no_terminal_code(site: Site) -> None:
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, _ = peer.task()
+        peer.say(failure={"round": head.round, "reason": "\x1b]0;owned\x07\n\r" + "x" * 10**5})
+        site.noted("failed", "]0;ownedxxx", 2)
+        assert all(
+            words.isprintable() and len(words) <= 500
+            for row in site.lines("failed")
+            if (words := row["words"])
+        )
+    assert round.missing == [2]
+
+
+# ---- who it is ----
+
+
+def test_of_two_streams_with_one_certificate_the_newer_wins(site: Site) -> None:
+    with site.open(2) as round:
+        old = round.peers[2]
+        head, frames = old.task()
+        frame = site.answer(2, frames)
+        old.update(frame[:100], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame))
+        old.served()
+        new = site.peer(2)
+        new.ready(new.hello())
+        old.hear("end")
+        site.noted("replaced", "its earlier stream was still open", 2)
+        head, again = new.task()
+        assert again == frames
+        new.update(frame, head.round)
+        assert new.hear("verdict").taken
+        assert list(site._took(round.number)) == [2]
+    assert round.missing == []
+
+
+def test_of_many_streams_at_once_one_stays(site: Site) -> None:
+    with site.open(2) as round:
+        head, frames = round.peers[2].task()
+        peers = [site.peer(2) for _ in range(8)]
+        for peer in peers:
+            peer.say(hello={"protocol": PROTOCOL})
+        until(lambda: sum(peer.call.is_active() for peer in peers) == 1, "all but one are ended")
+        (last,) = [peer for peer in peers if peer.call.is_active()]
+        last.ready(site.plan)
+        head, frames = last.task()
+        last.update(site.answer(2, frames), head.round)
+        assert last.hear("verdict").taken
+    assert round.missing == []
+
+
+def test_a_device_is_suspended_after_three_updates_that_were_refused_until_it_is_cleared(site: Site) -> None:
+    for flags in (1, 2, 3):
+        with site.open(2) as round:
+            head, frames = round.peers[2].task()
+            round.peers[2].update(b"nonsense", head.round)
+            assert not round.peers[2].hear("verdict").taken
+        assert round.missing == [2]
+        (device,) = [one for one in site.ask(what="status")["devices"] if one["id"] == 2]
+        assert device["flags"] == flags
+    assert device["state"] == "suspended"
+    with site.open(2) as round:
+        round.peers[2].served()
+        assert round.number not in site.lines("missing") and 2 not in site.courier.window.asked
+    assert site.ask(what="clear", device=2)["device"]["flags"] == 0
+    with site.open(2) as round:
+        head, frames = round.peers[2].task()
+        round.peers[2].update(site.answer(2, frames), head.round)
+        assert round.peers[2].hear("verdict").taken
+    assert round.missing == []
+
+
+def test_a_device_that_is_revoked_in_the_middle_of_its_update_is_out_at_once(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    try:
+        with site.open(2) as round:
+            peer = round.peers[2]
+            head, frames = peer.task()
+            frame = site.answer(2, frames)
+            peer.update(frame[:100], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame))
+            peer.served()
+            site.ask(what="revoke", device=2)
+            peer.say(chunk={"data": frame[100:]})
+            assert sent_away(peer) == "this device was revoked"
+            again = site.peer(2)
+            again.say(hello={"protocol": PROTOCOL})
+            code, details = again.hear("end")
+            assert code is grpc.StatusCode.UNAUTHENTICATED and "device 2 was revoked" in details
+            until(
+                lambda: [row for row in site.lines("stranger") if "2 was revoked" in row["words"]],
+                "it is logged",
+            )
+        assert round.missing == [2] and site.ask(what="status")["devices"][2]["state"] == "revoked"
+    finally:
+        site.close()
