@@ -10,21 +10,22 @@ import asyncio
 import hashlib
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from edgewise.device import Memory
 from edgewise.engines.fleet.duty import Duty
 from edgewise.engines.fleet.faults import Fault
-from edgewise.engines.fleet.keep import Pending
+from edgewise.engines.fleet.keep import Memories
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.link import Beats, Disconnected, Link, connect, why
+from edgewise.engines.fleet.link import Beats, Disconnected, Link, Offence, connect, why
 from edgewise.engines.fleet.messages import (
     EVALUATE,
     FINISHED,
@@ -38,20 +39,12 @@ from edgewise.errors import EdgewiseError
 
 FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
 SOON = 20.0  # seconds for the coordinator's first word
+RETRY = 2.0  # seconds until a memory is written again that the disk had no room for
+BACKLOG = 1000  # messages that may wait for the coordinator
+RUN = re.compile(r"[0-9a-f]{32}", re.ASCII)  # a run's id, which names a folder here
+BEATS = 0.05, 3600.0  # seconds between beats, from and to
 FAREWELL = 5.0  # seconds for the coordinator to hear why this device cannot take part
 log = logging.getLogger("edgewise.agent")
-
-
-class Memories(Protocol):
-    """Where the device's memory lies: `Keep` on a disk."""
-
-    round: int
-    memory: Memory
-    pending: Pending | None
-
-    def propose(self, round: int, digest: bytes, memory: Memory) -> None: ...
-    def commit(self) -> None: ...
-    def forget(self) -> None: ...
 
 
 class Agent:
@@ -102,7 +95,8 @@ class Agent:
             except Disconnected as reason:
                 if self._crash is not None:
                     raise self._crash from None
-                attempt = attempt + 1 if self.line is None else 0
+                kept_out = self.line is None or isinstance(reason, Offence)
+                attempt = attempt + 1 if kept_out else 0
                 log.info("disconnected", extra={"words": str(reason), "peer": address})
             finally:
                 self.line, self.incoming = None, None
@@ -120,6 +114,8 @@ class Agent:
             try:
                 while (message := await _read(call, len(writing) == 1)) is not grpc.aio.EOF:
                     beats.heard()
+                    if line.waiting > BACKLOG:
+                        raise Offence("the coordinator talks faster than it listens")
                     kind = message.WhichOneof("body")
                     if kind == "farewell":
                         return self._farewell(message.farewell)
@@ -139,6 +135,8 @@ class Agent:
     async def _plan(self, plan: Any, line: Line) -> None:
         serial = plan.SerializeToString()
         if serial != self.plan:
+            if not (RUN.fullmatch(plan.run) and BEATS[0] <= plan.beat <= BEATS[1]):
+                raise Offence("a plan that makes no sense")
             await self._settle_down()
             try:
                 self.duty = await self._away(self.prepare, plan)
@@ -192,16 +190,18 @@ class Agent:
         return bool(farewell.kind == FINISHED and self.once)
 
     async def _on(self, kind: str, body: Any, line: Line) -> None:
+        if kind != "beat" and (self.line is None or self.duty is None):
+            raise Offence(f"'{kind}' came out of turn")
         if kind == "task":
             assert self.duty is not None
             size = sum(body.lengths)
             if size > self.duty.longest:
-                raise Disconnected(
-                    f"a task of {size} bytes, where {self.duty.longest} are the most there can be"
-                )
+                raise Offence(f"a task of {size} bytes, where {self.duty.longest} are the most there can be")
             self.incoming = Incoming(body, [], size)
             self._chunk(body.data)
         elif kind == "chunk":
+            if not body.data:
+                raise Offence("a chunk with nothing in it")
             self._chunk(body.data)
         elif kind == "verdict":
             await self._verdict(body, line)
@@ -214,7 +214,7 @@ class Agent:
             incoming.chunks.append(data)
         incoming.missing -= len(data)
         if incoming.missing < 0:
-            raise Disconnected("a task longer than it announced")
+            raise Offence("a task longer than it announced")
         if incoming.missing == 0:
             self.incoming = None
             self.fault.reached("asked", incoming.head.round)
@@ -284,20 +284,34 @@ class Agent:
         self._begin()
 
     async def _train(self, round: int, frames: Sequence[bytes]) -> None:
-        self.outgoing = await self._away(self._learn, round, frames)
+        outgoing, memory, kept = await self._away(self._learn, round, frames)
+        while not kept:
+            await asyncio.sleep(RETRY)
+            kept = await self._away(self._remembered, outgoing, memory)
+        self.outgoing = outgoing
         if self.line is not None:
             self._send(self.outgoing, self.line, 0)
 
-    def _learn(self, round: int, frames: Sequence[bytes]) -> Outgoing:
+    def _learn(self, round: int, frames: Sequence[bytes]) -> tuple[Outgoing, Memory, bool]:
         """Train, and make the memory that goes with the update last before anything of it is sent."""
         assert self.duty is not None and self.keep is not None
         began = time.monotonic()
         frame, memory = self.duty.train(frames, self.keep.memory)
         self.fault.reached("trained", round)
         digest = hashlib.sha256(frame).digest()
-        self.keep.propose(round, digest, memory)
-        self.fault.reached("kept", round)
-        return Outgoing(round, digest, frame, time.monotonic() - began)
+        outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
+        return outgoing, memory, self._remembered(outgoing, memory)
+
+    def _remembered(self, outgoing: Outgoing, memory: Memory) -> bool:
+        """Make a memory last; False while the disk has no room for it."""
+        assert self.keep is not None
+        try:
+            self.keep.propose(outgoing.round, outgoing.digest, memory)
+        except EdgewiseError as error:
+            log.warning("deferred", extra={"round": outgoing.round, "words": str(error)})
+            return False
+        self.fault.reached("kept", outgoing.round)
+        return True
 
     def _send(self, outgoing: Outgoing, line: Line, offset: int) -> None:
         self.fault.reached("sending", outgoing.round)

@@ -76,7 +76,7 @@ class Coordinator:
         mutual = None if insecure else server_credentials(self.authority, mutual=True)
         self.address = host.call(host.serve(self.ports.listen, mutual, agents))
         if not insecure:
-            joining = join_handlers(Enrolment(self.authority, self.journal))
+            joining = join_handlers(Enrolment(self.authority, self.journal, courier.supersede))
             plain = server_credentials(self.authority, mutual=False)
             self.join_address = host.call(
                 host.serve(self.ports.join, plain, joining, JOIN_OPTIONS, "the port for joining,")

@@ -15,10 +15,12 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+import grpc
+
 from edgewise.device import Reply
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
-from edgewise.engines.fleet.messages import FINISHED, STOPPING, TRAIN
+from edgewise.engines.fleet.messages import FINISHED, REFUSED, STOPPING, TRAIN
 from edgewise.engines.fleet.metrics import Metrics
 from edgewise.engines.fleet.pace import Pace
 from edgewise.engines.fleet.roster import Member, flag
@@ -66,18 +68,25 @@ class Courier:
             writing.cancel()
             return
         self.revoked.discard(member.id)  # it may have joined anew
-        if (old := self.sessions.get(member.id)) is not None:
+        while (old := self.sessions.get(member.id)) is not None:  # another one may come while this waits
             await self._replace(old)
+        if member.id in self.revoked:  # meanwhile
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"device {member.id} was revoked")
         session = self.sessions[member.id] = Session(self, member, context)
         try:
             await session.run(context.read)
-        finally:
-            if session.completing is not None:  # until then the device's next stream has to wait
-                await asyncio.wait([session.completing])
-            if self.sessions.get(member.id) is session:
-                del self.sessions[member.id]
+        finally:  # no waiting here: gRPC cancels a task whose stream has ended, whatever it is at
+            session.ready = False
+            if session.completing is None or session.completing.done():
+                self._gone(session)
+            else:  # until then the device's next stream has to wait
+                session.completing.add_done_callback(lambda _: self._gone(session))
+
+    def _gone(self, session: Session) -> None:
+        if self.sessions.get(session.device) is session:
+            del self.sessions[session.device]
             self._count()
-            log.info("gone", extra={"device": member.id})
+            log.info("gone", extra={"device": session.device})
 
     async def _replace(self, old: Session) -> None:
         """The device has come again, by a new stream: what the old one had in hand is concluded first."""
@@ -86,6 +95,7 @@ class Courier:
         if old.task is not None:
             old.task.cancel()
         await asyncio.wait(waiting)
+        self._gone(old)
 
     def arrived(self, session: Session, coming: bool) -> None:
         """A device is there; `coming`: its update of the open round is on its way, and needs no task."""
@@ -100,14 +110,24 @@ class Courier:
 
     def expel(self, device: int, reason: str) -> None:
         """End a revoked device's stream at once; no round waits for it."""
-        session = self.sessions.get(device)
-        if session is not None and session.task is not None:
-            session.line.say(farewell={"kind": 3, "reason": reason})
-            self._later(0.2, session.task.cancel)
+        if (session := self.sessions.get(device)) is not None:
+            self._cut(session, reason)
         self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
             self.window.excuse(device, reason)
             self._consider(self.window)
+
+    def supersede(self, device: int, fingerprint: str) -> None:
+        """The device has this certificate from now on: whoever came with the one before is sent away."""
+        session = self.sessions.get(device)
+        if session is not None and session.member.fingerprint != fingerprint:
+            self._cut(session, f"device {device} has another certificate by now")
+
+    def _cut(self, session: Session, reason: str) -> None:
+        session.ready = False
+        session.line.say(farewell={"kind": REFUSED, "reason": reason})
+        if session.task is not None:
+            self._later(0.2, session.task.cancel)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -142,12 +162,8 @@ class Courier:
             return
         head, frames = window.load(session.device, session.held)
         size = sum(map(len, frames))
-        body = {
-            "round": window.round,
-            "purpose": self.purpose,
-            "lengths": [len(frame) for frame in frames],
-            **head,
-        }
+        lengths = [len(frame) for frame in frames]
+        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths, **head}
         session.line.push(frames, done=lambda: self.metrics.sent.inc(size), task=body)
         window.pushed.setdefault(session.device, time.monotonic())
         self.fault.reached("pushed", window.round)
@@ -168,12 +184,8 @@ class Courier:
     def training(self, round: int, device: int) -> bool:
         """Whether an update of this round is waited for."""
         window = self.window
-        return (
-            window is not None
-            and self.purpose == TRAIN
-            and window.round == round
-            and window.waits_for(device)
-        )
+        asked = window is not None and self.purpose == TRAIN and window.round == round
+        return asked and window is not None and window.waits_for(device)
 
     async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
         """Put an update into the journal and the round; False if the round was closed without it."""

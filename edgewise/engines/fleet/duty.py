@@ -96,7 +96,8 @@ class Training:
 
     def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
         outfit, task = self.outfit, self._task(frames, keep=False)
-        assert outfit.tests is not None
+        if outfit.tests is None:
+            raise wire.FrameError("a task to evaluate, where there is nothing to evaluate on")
         outfit.model.write(task.state)
         right, seen, loss = count(outfit.model, outfit.tests, outfit.work.feed, outfit.classes)
         return {

@@ -15,11 +15,11 @@ import grpc
 
 from edgewise.engines.fleet.certificates import device_of, fingerprint
 from edgewise.engines.fleet.courier import Courier
-from edgewise.engines.fleet.enrol import Enrolment
+from edgewise.engines.fleet.enrol import LONGEST, Enrolment
 from edgewise.engines.fleet.home import Contact
 from edgewise.engines.fleet.identity import Authority
-from edgewise.engines.fleet.journal import Journal
-from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, JoinReply, JoinRequest, Up
+from edgewise.engines.fleet.journal import Journal, JournalError
+from edgewise.engines.fleet.messages import SERVICE, Down, JoinReply
 from edgewise.engines.fleet.roster import Member, member
 from edgewise.errors import EdgewiseError
 
@@ -27,15 +27,21 @@ T = TypeVar("T")
 JOIN = "edgewise.Join"
 CONTROL = "edgewise.Control"
 HANDSHAKE_SECONDS = 10
+READ = 4 << 20  # bytes of a message that is still read, to say why it is refused; gRPC cuts off longer ones
 OPTIONS = (
-    ("grpc.max_receive_message_length", LARGEST),
+    ("grpc.max_receive_message_length", READ),
     ("grpc.max_concurrent_streams", 4),  # of a connection
     ("grpc.so_reuseport", 0),  # two coordinators on one port must not both believe that they have it
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
-JOIN_OPTIONS = (*OPTIONS[1:], ("grpc.max_receive_message_length", 1 << 14))
+JOIN_OPTIONS = (
+    *OPTIONS[1:],
+    ("grpc.max_receive_message_length", 4 * LONGEST),
+    ("grpc.max_connection_idle_ms", HANDSHAKE_SECONDS * 1000),  # who comes here comes for one answer
+    ("grpc.max_connection_age_ms", 60_000),
+)
 log = logging.getLogger("edgewise.coordinator")
 
 
@@ -123,6 +129,10 @@ def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
     async def work(_: Any, context: Any) -> None:
         try:
             member = await asyncio.wrap_future(_who(journal, context, insecure))
+        except JournalError as error:  # nothing is said against the device
+            log.warning("deferred", extra={"words": str(error), "peer": context.peer()})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the journal cannot be read")
+            raise
         except EdgewiseError as error:
             log.warning("stranger", extra={"words": str(error), "peer": context.peer()})
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -130,7 +140,7 @@ def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
         log.info("connected", extra={"device": member.id, "peer": context.peer()})
         await courier.serve(member, context)
 
-    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work, Up.FromString, _bytes(Down)))
+    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work, None, _bytes(Down)))
 
 
 def _who(journal: Journal, context: Any, insecure: bool) -> Future[Member]:
@@ -149,12 +159,10 @@ def _who(journal: Journal, context: Any, insecure: bool) -> Future[Member]:
 def join_handlers(enrolment: Enrolment) -> Any:
     """The port at which a device gets its certificate: it has none to show yet."""
 
-    async def join(request: Any, context: Any) -> Any:
+    async def join(request: bytes, context: Any) -> Any:
         return await enrolment.join(request, context.peer())
 
-    return _handler(
-        JOIN, "Join", grpc.unary_unary_rpc_method_handler(join, JoinRequest.FromString, _bytes(JoinReply))
-    )
+    return _handler(JOIN, "Join", grpc.unary_unary_rpc_method_handler(join, None, _bytes(JoinReply)))
 
 
 def control_handlers(answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from edgewise.device import Memory
 from edgewise.errors import EdgewiseError
-from edgewise.files import rename
+from edgewise.files import one_line, rename
 from edgewise.records import Checkpoint
 
 CURRENT, PENDING = "current.safetensors", "pending.safetensors"
@@ -27,6 +28,18 @@ class Pending:
     memory: Memory
 
 
+class Memories(Protocol):
+    """Where the device's memory lies: `Keep` on a disk."""
+
+    round: int
+    memory: Memory
+    pending: Pending | None
+
+    def propose(self, round: int, digest: bytes, memory: Memory) -> None: ...
+    def commit(self) -> None: ...
+    def forget(self) -> None: ...
+
+
 class Keep:
     """One run's memory in a folder. `round`: the last one in which this device's update counted."""
 
@@ -34,7 +47,8 @@ class Keep:
         self.folder = folder
         self.round, self.memory = 0, Memory()
         self.pending: Pending | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        with one_line(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         if (folder / CURRENT).exists():
             self.round, _, self.memory = _load(folder / CURRENT)
         if (folder / PENDING).exists():

@@ -33,6 +33,10 @@ class Disconnected(Exception):
     """The stream ended, for a reason that may pass."""
 
 
+class Offence(Disconnected):
+    """The coordinator said what it must not: it is left alone for longer each time."""
+
+
 @dataclass(frozen=True)
 class Link:
     """How the coordinator is reached. `credentials` is None where there is no TLS (loopback only)."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from edgewise.engines.fleet import messages
 from edgewise.engines.fleet.journal import JournalError
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import FINISHED, PROTOCOL, REFUSED, TRAIN, down
+from edgewise.engines.fleet.messages import CHUNK, FINISHED, LARGEST, PROTOCOL, REFUSED, TRAIN, Up, down
 from edgewise.engines.fleet.roster import Member, present
 from edgewise.engines.fleet.spool import Arrival, DiskError
 from edgewise.errors import EdgewiseError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from edgewise.engines.fleet.courier import Courier
 
 BACKLOG = 1000  # messages that may wait for an agent
+MOST = 1 << 40  # examples of a device
 FAREWELL_SECONDS = 1.0  # that an agent has to take the last word
 RETRY = 2.0  # seconds until an update is asked for again that the disk had no room for
 log = logging.getLogger("edgewise.coordinator")
@@ -41,6 +44,7 @@ class Session:
         "held",
         "hello",
         "line",
+        "loose",
         "member",
         "ready",
         "seconds",
@@ -56,6 +60,7 @@ class Session:
         self.held = 0  # the round whose state it holds
         self.ready = False
         self.arrival: Arrival | None = None
+        self.loose = 0  # bytes of chunks since the last update that was let in
         self.completing: asyncio.Task[None] | None = None
         self.seconds = 0.0  # that the device took for what is arriving
 
@@ -67,14 +72,16 @@ class Session:
         """Listen until the stream ends."""
         writing = asyncio.create_task(self.line.run())
         try:
-            while (message := await read()) is not grpc.aio.EOF:
+            while (data := await read()) is not grpc.aio.EOF:
                 self.heard = time.monotonic()
-                kind = message.WhichOneof("body")
-                if kind is None:
-                    raise Dismissed("a message of no kind that is known here")
-                await self._on(kind, getattr(message, kind))
+                if self.line.waiting > BACKLOG:
+                    raise Dismissed("it talks faster than it listens")
+                await self._on(*_parsed(data))
         except Dismissed as reason:
             await self.dismiss(str(reason))
+        except JournalError as error:  # a fault of this side's: the agent comes again
+            self.courier.note("deferred", str(error), device=self.device)
+            await asyncio.sleep(RETRY)
         finally:
             writing.cancel()
             self._let_go()
@@ -88,14 +95,18 @@ class Session:
         await self.line.flush(FAREWELL_SECONDS)
 
     async def _on(self, kind: str, body: Any) -> None:
-        if kind == "hello":
+        if kind == "hello" and not self.ready:
             self._hello(body)
         elif kind == "failure" and not self.ready:
-            raise Dismissed(f"it cannot take part: {body.reason[:500]}")
-        elif self.hello is None or (kind not in ("ready", "beat") and not self.ready):
+            raise Dismissed(f"it cannot take part: {_printable(body.reason)}")
+        elif self.hello is None or not self._in_turn(kind):
             raise Dismissed(f"'{kind}' came out of turn")
         else:
             await getattr(self, f"_{kind}")(body)
+
+    def _in_turn(self, kind: str) -> bool:
+        """Whether this may come after hello."""
+        return kind == "beat" or (kind != "hello" and (kind == "ready") != self.ready)
 
     def _hello(self, hello: Any) -> None:
         if hello.protocol != PROTOCOL:
@@ -103,13 +114,18 @@ class Session:
                 f"this agent speaks protocol {hello.protocol} (edgewise {hello.version[:40]!r}), "
                 f"the coordinator {PROTOCOL} (edgewise {self.courier.version}); install the same edgewise"
             )
-        self.hello, self.ready = hello, False
+        self.hello = hello
         self.line.say(plan=self.courier.plan)
 
     async def _ready(self, ready: Any) -> None:
         courier, device, run = self.courier, self.device, self.courier.run
         if ready.layout != courier.plan["layout"]:
             raise Dismissed("its model has another layout: the model's code differs from the coordinator's")
+        counts = max(ready.examples, ready.tests, *ready.labels)
+        if counts > MOST or len(ready.labels) not in (0, courier.plan["classes"]):
+            raise Dismissed("what it says of its data makes no sense")
+        if ready.pending_round and len(ready.pending_digest) != 32:
+            raise Dismissed("what it says of its pending update makes no sense")
         remembered = self.hello.round if self.hello.run == run else 0
         counted = await asyncio.wrap_future(courier.journal.last_taken(run, device))
         if remembered > counted:
@@ -144,8 +160,6 @@ class Session:
         self.line.say(verdict={**body, "offset": offset, "again": again})
 
     async def _beat(self, beat: Any) -> None:
-        if self.line.waiting > BACKLOG:
-            raise Dismissed("it talks faster than it listens")
         self.line.say(beat={"number": beat.number})
 
     # ---- an update ----
@@ -154,8 +168,8 @@ class Session:
         """An upload begins, or goes on where it was cut off."""
         self._let_go()
         courier, device, digest = self.courier, self.device, update.digest.hex()
-        if len(update.digest) != 32:
-            raise Dismissed("an update without a digest")
+        if len(update.digest) != 32 or not 0 <= update.seconds < math.inf:
+            raise Dismissed("what it says of its update makes no sense")
         self.held = max(self.held, update.round)  # even if it is late
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
         if counts is None:
@@ -170,7 +184,7 @@ class Session:
                 update.round, digest, f"an update of {update.length} bytes, at most {courier.longest}"
             )
         else:
-            self.seconds = update.seconds
+            self.loose, self.seconds = 0, update.seconds
             self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
@@ -178,8 +192,13 @@ class Session:
             await self._more(self.arrival, update.data)
 
     async def _chunk(self, chunk: Any) -> None:
-        if self.arrival is not None:  # else: of an update that was turned down while it was on its way
+        if self.arrival is not None:
             await self._more(self.arrival, chunk.data)
+            return
+        # Of an update that was turned down while it was on its way.
+        self.loose += max(1, len(chunk.data))
+        if self.loose > self.courier.longest + CHUNK:
+            raise Dismissed("it sends chunks of no update")
 
     async def _more(self, arrival: Arrival, data: bytes) -> None:
         self.courier.metrics.received.inc(len(data))
@@ -246,12 +265,31 @@ class Session:
         self.courier.scored(self, scores)
 
     async def _failure(self, failure: Any) -> None:
-        self.courier.failed(self, failure.round, failure.reason[:500])
+        self.courier.failed(self, failure.round, _printable(failure.reason))
 
     def _let_go(self) -> None:
         if self.arrival is not None:
             self.arrival.close()
             self.arrival = None
+
+
+def _parsed(data: bytes) -> tuple[str, Any]:
+    """The kind of a message, and its body; Dismissed if there is none."""
+    if len(data) > LARGEST:
+        raise Dismissed(f"a message of {len(data)} bytes, where {LARGEST} are the most")
+    try:
+        message = Up.FromString(data)
+    except DecodeError:
+        raise Dismissed("bytes that are no message") from None
+    kind = message.WhichOneof("body")
+    if kind is None:
+        raise Dismissed("a message of no kind that is known here")
+    return kind, getattr(message, kind)
+
+
+def _printable(reason: str) -> str:
+    """What a device says, for a terminal."""
+    return "".join(letter for letter in reason[:500] if letter.isprintable())
 
 
 __all__ = ["FINISHED", "TRAIN", "Dismissed", "Session", "messages"]

@@ -60,6 +60,13 @@ class Spool:
             if size:
                 self._sizes[path] = size
 
+    def forget(self, round: int, device: int, but: Path) -> None:
+        """Remove what else a device sent in a round: it has room for one update, not for many."""
+        for path in (self.folder / str(round)).glob(f"{device}-*.update"):
+            if path != but:
+                path.unlink(missing_ok=True)
+                self.holds(path, 0)
+
     def sweep(self, round: int) -> None:
         """Remove what belongs to this round and earlier ones."""
         if not self.folder.exists():
@@ -114,6 +121,7 @@ class Arrival:
     def _open(self, offset: int) -> None:
         """Go on at `offset`; what is here beyond it is taken anew."""
         self._make_folder()
+        self.spool.forget(self.round, self.device, self.path)
         self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         while self.offset < offset:
             found = self._file.read(min(1 << 20, offset - self.offset))

@@ -140,13 +140,19 @@ def test_no_secret_is_written_down(home: Home, authority: Authority, tmp_path: P
     identity = Identity(tmp_path / "device")
     request = JoinRequest(secret=secret, csr=identity.request(), name="a device\n{}\x00")
     with home.alone() as journal:
-        enrolment = Enrolment(authority, journal)
-        assert asyncio.run(enrolment.join(request, "peer")).certificate
+        told: list[int] = []
+        enrolment = Enrolment(authority, journal, lambda device, fingerprint: told.append(device))
+
+        def join(request: Any) -> Any:
+            return asyncio.run(enrolment.join(request.SerializeToString(), "peer"))
+
+        assert join(request).certificate
         other = JoinRequest(secret=secret, csr=Identity(tmp_path / "other").request(), name="thief")
-        assert "used already" in asyncio.run(enrolment.join(other, "peer")).refused
+        assert "used already" in join(other).refused
         request.secret = bytes(32)
-        assert "not one of this fleet's" in asyncio.run(enrolment.join(request, "peer")).refused
-        assert asyncio.run(enrolment.join(JoinRequest(secret=secret, csr=b"none"), "peer")).refused
+        assert "not one of this fleet's" in join(request).refused
+        assert join(JoinRequest(secret=secret, csr=b"none")).refused
+        assert told == [2]
         written = b"".join(path.read_bytes() for path in home.folder.glob("journal.sqlite*"))
     assert logged.read_text().count("\n") == 4
     written += logged.read_bytes() + b"".join(p.read_bytes() for p in home.folder.glob("journal.sqlite*"))
