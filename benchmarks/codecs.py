@@ -29,7 +29,7 @@ TEXTS = (
     *("none", "none:zstd", "half", "half:bf16", "int8", "int8:zstd", "int4", "qsgd:8", "qsgd:4", "qsgd:2"),
     *("ternary", "ternary:nofeedback", "sign", "levels:1", "levels:2", "levels:4", "levels:1:rotate"),
     *("levels:1:rotate:nofeedback", "levels:4:rotate", "topk:0.01", "topk:0.001", "randomk:0.01", "stc:0.01"),
-    *("dgc:0.001:0", "powersgd:4"),
+    *("dgc:0.001:0", "powersgd:4", "lowrank:0.01"),
 )
 SIZE = 11_170_000  # values: about ResNet18
 SHAPES = ((512, 512, 3, 3), (64, 64, 3, 3))  # what its matrices are like, for codecs that look at shapes

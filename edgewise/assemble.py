@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,23 @@ from edgewise.conversion import convert
 from edgewise.data import Dataset
 from edgewise.data.batches import Augment
 from edgewise.data.feed import Feed
-from edgewise.data.holdings import counts
+from edgewise.data.holdings import counts, csv_text
 from edgewise.data.partition import deal
 from edgewise.data.skew import BREAKS, apart
-from edgewise.device import Device, Work
+from edgewise.device import Device, Terms, Work
 from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchSync, batch_coupled, device_normed
+from edgewise.models.resnet import Shape
+from edgewise.records import MEMORIES
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
 from edgewise.weights import fill
+
+if TYPE_CHECKING:
+    from edgewise.engines.fleet.fleet import Run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 EPOCHS = 10.0  # where neither epochs nor steps are given
@@ -43,25 +49,64 @@ class SkewedNorm(EdgewiseWarning):
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, assembled. `steps`: local steps of one device; `held`: examples by (device, class)."""
+    """A run, assembled. `steps`: local steps of one device; `held`: examples by (device, class).
+
+    A coordinator of real devices may have no data of its own, and deals none.
+    """
 
     config: Config
-    dataset: Dataset
-    held: Tensor
     model: FlatModel
-    feed: Feed
-    devices: list[Device]
-    work: Work
+    terms: Terms
     schedule: Schedule
     steps: int
+    shape: Shape
+    classes: tuple[str, ...]
+    dataset: Dataset | None = None
+    feed: Feed | None = None
+    held: Tensor | None = None
+    devices: Sequence[Device] = ()
 
     @property
     def rounds(self) -> int:
         return math.ceil(self.steps / self.config.algorithm.sync_every)
 
+    @property
+    def work(self) -> Work:
+        assert self.feed is not None
+        return self.terms.work(self.feed)
+
+    @property
+    def holdings(self) -> str:
+        """Who holds what, as CSV: no lines where that is for the devices to know."""
+        held = torch.zeros(0, len(self.classes), dtype=torch.int64) if self.held is None else self.held
+        return csv_text(held, self.classes)
+
+    def fleet_run(self, folder: Path) -> Run:
+        """What a fleet's engine knows of the run in a folder."""
+        from edgewise.engines.fleet.fleet import Run
+        from edgewise.engines.fleet.home import run_id
+
+        return Run(
+            id=run_id(folder),
+            text=self.config.toml(),
+            layout=self.model.layout,
+            dtype=self.model.params.dtype,
+            terms=self.terms,
+            down=self.config.codec_down,
+            batch=self.config.batch,
+            shape=self.shape,
+            classes=len(self.classes),
+            rounds=self.rounds,
+        )
+
     def engine(self, note: Note | None = None, folder: Path | None = None) -> Engine:
-        """The engine, with what devices remember (nothing at the start); `folder`: where that may lie."""
-        memories = Memories(note, folder)
+        """The engine, with what devices remember (nothing at the start); `folder`: the run's."""
+        if self.config.engine == "fleet":
+            from edgewise.engines.fleet.loopback import loopback  # gRPC is imported where it is used
+
+            assert folder is not None
+            return loopback(self.fleet_run(folder), self.config, folder, note)
+        memories = Memories(note, folder and folder / MEMORIES)
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories)
         on_cpu = self.model.params.device.type == "cpu"
@@ -79,9 +124,13 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     keep_freed_memory()
     folder = Path(config.data_dir) if config.data_dir else None
     dataset = dataset or data.load(config.data, folder)
-    config = _decide(config, dataset)
+    config = decide(config, dataset)
     if dealt is None:
         indices = deal(config.partition, dataset.train, len(dataset.classes), config.devices, config.seed)
+    elif config.engine == "fleet":
+        raise EdgewiseError(
+            "engine: a fleet's devices hold what they hold; examples are dealt to inline ones"
+        )
     else:
         indices = list(dealt)
     held = counts(indices, dataset.train.labels, len(dataset.classes))
@@ -92,19 +141,19 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
         config = replace(config, eval_every=every)
-    model = _model(config, dataset)
-    config = replace(config, fused=_fused(config, model))
+    model = make_model(config, build_module(config, dataset))
+    config = replace(config, fused=choose_fused(config, model))
     _report_skewed_norm(model, held)
-    accelerated = _to(dataset, config.accelerator)
+    accelerated = move(dataset, config.accelerator)
     assert config.augment is not None
     feed = Feed.of(accelerated, config.batch, config.augment, DTYPES[config.precision], config.seed)
     devices = [Device(id, part) for id, part in enumerate(indices)]
-    work = _work(config, model, feed)
-    schedule = _schedule(config, steps, int(held.sum()))
-    return Parts(config, accelerated, held, model, feed, devices, work, schedule, steps)
+    terms, schedule = make_terms(config, model), make_schedule(config, steps, int(held.sum()))
+    ours = (config, model, terms, schedule, steps, dataset.shape, dataset.classes)
+    return Parts(*ours, accelerated, feed, held, devices)
 
 
-def _decide(config: Config, dataset: Dataset) -> Config:
+def decide(config: Config, dataset: Dataset) -> Config:
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -129,7 +178,7 @@ def local_steps(config: Config, examples: int) -> int:
     return steps
 
 
-def _schedule(config: Config, steps: int, examples: int) -> Schedule:
+def make_schedule(config: Config, steps: int, examples: int) -> Schedule:
     if not config.warmup_epochs:
         return config.schedule
     share = config.warmup_epochs * examples / (config.cohort_size * config.batch) / steps
@@ -138,8 +187,8 @@ def _schedule(config: Config, steps: int, examples: int) -> Schedule:
     return Warmup(config.schedule, share, start)
 
 
-def _model(config: Config, dataset: Dataset) -> FlatModel:
-    module = build_module(config, dataset).to(config.accelerator, DTYPES[config.precision])
+def make_model(config: Config, module: nn.Module) -> FlatModel:
+    module = module.to(config.accelerator, DTYPES[config.precision])
     fingerprint = f"{config.model} {module!r}"  # with strides, groups and eps, which shapes do not show
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     return FlatModel(module, Layout.of(module, fingerprint), autocast)
@@ -147,17 +196,22 @@ def _model(config: Config, dataset: Dataset) -> FlatModel:
 
 def build_module(config: Config, dataset: Dataset) -> nn.Module:
     """The model that a config names, for this data, on the CPU: converted and filled, if it says so."""
-    outputs = config.objective.outputs(dataset)
-    module = models.build(config.model, dataset.shape, outputs, config.width, config.norm, config.seed)
+    feed = Feed.of(dataset, 1, Augment(), torch.float32, 0)
+    example = feed.plain(dataset.train.images[:EXAMPLES])
+    return build_module_for(config, dataset.shape, config.objective.outputs(dataset), example)
+
+
+def build_module_for(config: Config, shape: Shape, outputs: int, example: Tensor) -> nn.Module:
+    """The same where data is elsewhere. `example`: images (N, *shape) on which it is converted."""
+    module = models.build(config.model, shape, outputs, config.width, config.norm, config.seed)
     if config.convert:
-        feed = Feed.of(dataset, 1, Augment(), torch.float32, 0)
-        module = convert(module, config.norm, feed.plain(dataset.train.images[:EXAMPLES])).model
+        module = convert(module, config.norm, example).model
     if config.start:
         fill(module, Path(config.start))
     return module
 
 
-def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
+def make_terms(config: Config, model: FlatModel) -> Terms:
     algorithm, codec = config.algorithm, config.codec
     own = codecs.inner(codec)
     if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
@@ -171,20 +225,12 @@ def _work(config: Config, model: FlatModel, feed: Feed) -> Work:
         buffers=model.buffers.nbytes,
         exact=codec.fixed,
     )
-    return Work(algorithm, codec, feed, agreed, config.objective)
+    return Terms(algorithm, codec, agreed, config.objective)
 
 
-def _fused(config: Config, model: FlatModel) -> str:
+def choose_fused(config: Config, model: FlatModel) -> str:
     """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
-    obstacle = ""
-    if not config.algorithm.sends_gradients:
-        obstacle = "fedavg's devices take several steps apart"
-    elif not config.codec.lossless:
-        obstacle = "the codec loses something on each device"
-    elif not config.codec.fixed:
-        obstacle = "what the codec makes differs in length from device to device"
-    elif coupled := batch_coupled(model.module):
-        obstacle = f"{coupled[0] or 'the model'} couples the examples of a batch"
+    obstacle = _obstacle(config, model)
     synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
     if synced and (obstacle or config.fused == "off"):
         reason = obstacle or "fused is off"
@@ -197,7 +243,21 @@ def _fused(config: Config, model: FlatModel) -> str:
     return "off" if obstacle or config.fused == "off" else "on"
 
 
-def _to(dataset: Dataset, accelerator: str) -> Dataset:
+def _obstacle(config: Config, model: FlatModel) -> str:
+    """Why one gradient for all devices is not exact; nothing if it is."""
+    coupled = batch_coupled(model.module)
+    obstacles = (
+        (config.engine == "fleet", "the devices of a fleet are apart"),
+        (not config.algorithm.sends_gradients, "fedavg's devices take several steps apart"),
+        (not config.codec.lossless, "the codec loses something on each device"),
+        (not config.aggregate.linear, "the aggregate looks at every device's update"),
+        (not config.codec.fixed, "what the codec makes differs in length from device to device"),
+        (bool(coupled), f"{(coupled or [''])[0] or 'the model'} couples the examples of a batch"),
+    )
+    return next((words for stands, words in obstacles if stands), "")
+
+
+def move(dataset: Dataset, accelerator: str) -> Dataset:
     return replace(dataset, train=dataset.train.to(accelerator), test=dataset.test.to(accelerator))
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from edgewise import randomness, wire
+from edgewise import codecs, randomness, wire
 from edgewise.codecs import Codec, Memory, NotFinite, Raw, Sending
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout, State
@@ -37,12 +37,20 @@ class Broadcast(Protocol):
         """What `device` is sent this round, one frame each; the last carries the buffers."""
         ...
 
+    def missed(self, device: int) -> int:
+        """How many differences that is; 0 for a full state. Who missed the same is sent the same."""
+        ...
+
     def bytes_each(self, device: int) -> int:
         """The length of `device`'s frames."""
         ...
 
     def deliver(self, devices: Iterable[int]) -> None:
         """These devices hold this round's state now."""
+        ...
+
+    def believe(self, device: int, round: int) -> None:
+        """The device says that it holds the state of `round`; 0: none, as after a restart."""
         ...
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,10 +78,16 @@ class FullState:
     def payloads(self, device: int) -> tuple[wire.Kind, Sequence[bytes]]:
         return wire.Kind.STATE, [self._payload()]
 
+    def missed(self, device: int) -> int:
+        return 0
+
     def bytes_each(self, device: int) -> int:
         return self.length
 
     def deliver(self, devices: Iterable[int]) -> None:
+        pass
+
+    def believe(self, device: int, round: int) -> None:
         pass
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -132,6 +146,9 @@ class Differences:
         assert self.reference is not None
         return wire.Kind.STATE, [Raw().encode(self.reference.params, self.layout, {}, Sending())[0]]
 
+    def missed(self, device: int) -> int:
+        return len(self._missed(device))
+
     def bytes_each(self, device: int) -> int:
         assert self.reference is not None
         missed = sum(_framed(len(one)) for one in self._missed(device))
@@ -139,6 +156,9 @@ class Differences:
 
     def deliver(self, devices: Iterable[int]) -> None:
         self.held.update(dict.fromkeys(devices, self.round))
+
+    def believe(self, device: int, round: int) -> None:
+        self.held[device] = round
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.reference is None:
@@ -180,6 +200,8 @@ def broadcast(codec: Codec, layout: Layout, seed: int) -> Broadcast:
 def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Kind, bytes]) -> list[bytes]:
     """What `device` is sent, in order, from a `task` whose kind, codec and payload are filled in here.
 
+    The frames are the same for all devices that hold the same, unless `task` is addressed to one.
+
     `marks`: of the codec that each kind of frame is coded with. Only the last frame carries the buffers.
     """
     kind, payloads = way.payloads(device)
@@ -193,7 +215,6 @@ def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Ki
                     task,
                     kind=kind,
                     codec=marks[kind],
-                    device=device,
                     round=number,
                     payload=payload,
                     buffers=buffers,
@@ -201,6 +222,27 @@ def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Ki
             )
         )
     return found
+
+
+def full(codec: Codec) -> Codec:
+    """What a full state is coded with, where `codec` codes the way down: nothing of it may be lost."""
+    return codec if codec.lossless else Raw()
+
+
+def marks(codec: Codec) -> dict[wire.Kind, bytes]:
+    """Of the codec of each kind of frame that a device may be sent."""
+    coded = {wire.Kind.STATE: full(codec), wire.Kind.DIFFERENCE: codec}
+    return {kind: wire.codec_mark(codecs.text(one, feedback=False)) for kind, one in coded.items()}
+
+
+def expected(codec: Codec, layout: Layout, dtype: torch.dtype, buffers: int) -> list[wire.Expected]:
+    """What a device may be sent, with `buffers` bytes of buffers: those are in the last frame of a round."""
+    return [
+        wire.Expected(
+            kind, wire.layout_mark(layout.digest), mark, one.bound(layout, dtype), buffers, one.fixed
+        )
+        for (kind, mark), one in zip(marks(codec).items(), (full(codec), codec), strict=True)
+    ]
 
 
 def receive(
@@ -211,8 +253,7 @@ def receive(
     FrameError for a difference to what the device does not hold.
     """
     if frame.kind is wire.Kind.STATE:
-        full = codec if codec.lossless else Raw()
-        return full.decode(frame.payload, layout, dtype)
+        return full(codec).decode(frame.payload, layout, dtype)
     if held is None or held[0] != frame.round - 1:
         raise wire.FrameError(f"a difference to round {frame.round - 1}, which this device does not hold")
     return held[1] + codec.decode(frame.payload, layout, dtype)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise import codecs, specs
+from edgewise.aggregators import AGGREGATORS, Aggregator, WeightedMean
 from edgewise.algorithms import ALGORITHMS, Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
 from edgewise.data.batches import Augment
@@ -33,6 +34,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "norm": NORMS,
     "objective": OBJECTIVES,
     "schedule": SCHEDULES,
+    "aggregate": AGGREGATORS,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
 SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
@@ -63,6 +65,7 @@ class Config:
     codec: Codec = Raw()
     codec_down: Codec = Raw()
     cohort: float | None = None
+    aggregate: Aggregator = WeightedMean()
     eval_every: int | None = None
     fused: str = "auto"
     engine: str = "inline"
@@ -78,7 +81,7 @@ class Config:
         sgd = self.algorithm.sgd
         if self.warmup_lr is not None and not sgd.lr * sgd.lr_scale > 0:
             raise EdgewiseError("warmup_lr: a warm-up needs a peak to end at; lr * lr_scale is 0")
-        _ = self.cohort_size
+        self.aggregate.check(self.cohort_size)
         self._check_codecs()
 
     def _check_codecs(self) -> None:

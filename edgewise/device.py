@@ -17,12 +17,13 @@ from torch import Tensor
 
 from edgewise import randomness, wire
 from edgewise.algorithms.base import Algorithm
+from edgewise.broadcast import Broadcast
 from edgewise.codecs import Codec, NotFinite, Raw, Sending
 from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
 from edgewise.errors import EdgewiseError
 from edgewise.local import Batch
-from edgewise.objectives import CrossEntropy, Objective
+from edgewise.objectives import Objective
 from edgewise.vector import FlatModel, Layout, State
 
 DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
@@ -35,7 +36,8 @@ class Task:
     round: int
     steps: int
     factor: float  # of the peak learning rate
-    state: State
+    state: State  # what devices hold once the way down has brought it to them
+    way: Broadcast | None = None  # down to devices that are not in this process
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
-    """How a device works: the same on every device of a run."""
+class Terms:
+    """What the devices and the coordinator of a run agree on beside the model."""
 
     algorithm: Algorithm
     codec: Codec
-    feed: Feed
     agreed: wire.Expected  # what both ends know of every reply's frame
-    objective: Objective = CrossEntropy()
+    objective: Objective
+
+    def work(self, feed: Feed) -> Work:
+        """The same, with a device's data."""
+        return Work(self.algorithm, self.codec, self.agreed, self.objective, feed)
+
+
+@dataclass(frozen=True)
+class Work(Terms):
+    """How a device works."""
+
+    feed: Feed
 
 
 @dataclass(frozen=True)

@@ -26,24 +26,35 @@ class Evaluation:
     accuracy: float
     loss: float
     per_class: tuple[float | None, ...]
+    worst: float | None = None  # the lowest accuracy of a device, where devices evaluate apart
 
 
-@torch.no_grad()
 def evaluate(
     model: FlatModel, split: Split, feed: Feed, classes: int, objective: Objective = CLASSIFY
 ) -> Evaluation:
     """Evaluate the state that `model` holds, in eval mode, on every example of `split`."""
+    right, seen, loss = count(model, split, feed, classes, objective)
+    recall = tuple(r / s if s else None for r, s in zip(right, seen, strict=True))
+    return Evaluation(sum(right) / sum(seen), loss / len(split), recall)
+
+
+@torch.no_grad()
+def count(
+    model: FlatModel, split: Split, feed: Feed, classes: int, objective: Objective = CLASSIFY
+) -> tuple[list[float], list[int], float]:
+    """The scores of each class's examples summed, how many there are, and the sum of their losses."""
     model.module.eval()
-    right, seen, loss = torch.zeros(classes), torch.zeros(classes), 0.0
+    right, seen = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.int64)
+    loss = 0.0
     for start in range(0, len(split), BATCH):
         labels = split.labels[start : start + BATCH]
         truth = split.truth[start : start + BATCH]
         outputs = model(feed.plain(split.images[start : start + BATCH]))
         loss += float(objective.losses(outputs, truth).sum())
         seen += torch.bincount(labels, minlength=classes).cpu()
-        right += torch.bincount(labels, objective.scores(outputs, truth), minlength=classes).cpu()
-    recall = tuple(r / s if s else None for r, s in zip(right.tolist(), seen.tolist(), strict=True))
-    return Evaluation(float(right.sum() / seen.sum()), loss / len(split), recall)
+        scores = objective.scores(outputs, truth).double()
+        right += torch.bincount(labels, scores, minlength=classes).cpu()
+    return right.tolist(), seen.tolist(), loss
 
 
 def per_device(per_class: tuple[float | None, ...], counts: Tensor) -> list[float | None]:

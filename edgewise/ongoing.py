@@ -1,6 +1,6 @@
-"""Training that goes on: data arrives on devices, training continues from the released model, and what is no
+"""Training that goes on: data arrives, and what is no worse than the released model is released.
 
-worse is released. Simulated on a stream in which classes appear over time.
+Simulated on a stream in which classes appear over time:
 
     each phase:
         new examples arrive on every device; a fifth of them is held out there
@@ -23,7 +23,6 @@ from edgewise.assemble import DTYPES, build_module
 from edgewise.config import Config
 from edgewise.data import Dataset
 from edgewise.data.batches import Augment
-from edgewise.data.dataset import Split
 from edgewise.data.feed import Feed
 from edgewise.data.partition import deal
 from edgewise.errors import EdgewiseError
@@ -131,9 +130,7 @@ def _standing(config: Config, dataset: Dataset, held: list[Tensor], weights: Pat
     feed = Feed.of(dataset, config.batch, Augment(), DTYPES[config.precision], config.seed)
     right, worst, total = 0.0, 1.0, 0
     for indices in held:
-        train = dataset.train
-        targets = None if train.targets is None else train.targets[indices]
-        split = Split(train.images[indices], train.labels[indices], targets)
+        split = dataset.train.pick(indices)
         found = evaluate(model, split, feed, len(dataset.classes), config.objective).accuracy
         right, total, worst = right + found * len(indices), total + len(indices), min(worst, found)
     return Standing(right / total, worst)

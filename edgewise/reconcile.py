@@ -60,4 +60,4 @@ def agree(whose: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, old, new in pairs:
         if old != new:
             shown = ", not ".join("its default" if value is None else repr(value) for value in (old, new))
-            raise EdgewiseError(f"{name}: {whose} has {shown}; resume it as it was")
+            raise EdgewiseError(f"{name}: {whose} has {shown}; resume it as it was, or give another --out")

@@ -1,6 +1,6 @@
 """What a run writes down: config.toml, rounds.jsonl, checkpoint.safetensors, summary.json, model.safetensors.
 
-Files appear whole or not at all (temporary file, fsync, rename). A checkpoint is one file, so one rename
+Files appear whole or not at all (`files.py`). A checkpoint is one file, so one rename
 commits a round; resuming cuts rounds.jsonl back to it.
 """
 
@@ -10,8 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgewise.errors import EdgewiseError
+from edgewise.files import one_line
+from edgewise.files import write as write
 
 CHECKPOINT = "checkpoint.safetensors"
 ROUNDS = "rounds.jsonl"
@@ -39,47 +40,15 @@ SUMMARISED = {
 REMOVE = "remove it, and --resume writes it again"
 
 
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses (no space, no permission) into one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise EdgewiseError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file atomically and durably."""
-    part = path.with_name(f".{path.name}.part")
-    with _one_line(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def holds_run(folder: Path) -> bool:
     """Whether a run was started in this folder."""
-    with _one_line(folder):
+    with one_line(folder):
         return (folder / CONFIG).exists()
 
 
 def check_free(folder: Path) -> None:
     """EdgewiseError if the folder holds a run, or what is left of one."""
-    with _one_line(folder):
+    with one_line(folder):
         found = [name for name in (CONFIG, CHECKPOINT, MODEL, SUMMARY) if (folder / name).exists()]
     if CONFIG in found:
         raise EdgewiseError(f"{folder}: holds a run already; give --resume, or another --out")
@@ -130,7 +99,7 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._rounds: IO[bytes] | None = None
-        with _one_line(folder):
+        with one_line(folder):
             self._lock = os.open(folder, os.O_RDONLY)
         try:
             # Held by the open folder itself: the system lets go of it however the process ends.
@@ -144,7 +113,7 @@ class Records:
     @classmethod
     def create(cls, folder: Path, config: str, holdings: str) -> Records:
         """A new folder for a run; EdgewiseError if it holds one already or cannot be written."""
-        with _one_line(folder):
+        with one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
         records = cls(folder)
         try:
@@ -169,7 +138,7 @@ class Records:
         EdgewiseError if it lacks a round before, or if the data is dealt in another way than at the start.
         """
         path, dealt = self.folder / ROUNDS, self.folder / PARTITION
-        with _one_line(path):
+        with one_line(path):
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             changed = dealt.exists() and dealt.read_bytes() != holdings.encode()
         if changed:
@@ -183,7 +152,7 @@ class Records:
 
     def _open(self) -> None:
         path = self.folder / ROUNDS
-        with _one_line(path):
+        with one_line(path):
             # Unbuffered: a line that finds no space is not tried again, and fails again, on closing.
             self._rounds = path.open("ab", buffering=0)
 
@@ -191,14 +160,14 @@ class Records:
         """Append one line to rounds.jsonl."""
         assert self._rounds is not None
         rest = memoryview(json.dumps(row).encode() + b"\n")
-        with _one_line(self.folder / ROUNDS):
+        with one_line(self.folder / ROUNDS):
             while rest:
                 rest = rest[self._rounds.write(rest) :]
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Commit everything up to now. The lines go to the disk first: a checkpoint never outruns them."""
         assert self._rounds is not None
-        with _one_line(self.folder / ROUNDS):
+        with one_line(self.folder / ROUNDS):
             os.fsync(self._rounds.fileno())
         checkpoint.save(self.folder / CHECKPOINT)
 

@@ -1,5 +1,4 @@
-"""Releases of a model that goes on learning: which one devices run, what was refused and why, and the way
-back.
+"""Releases of a model that goes on learning: which one devices run, what was refused and why, the way back.
 
 A folder with releases.json (the history, and which release is current) and a model.safetensors a release.
 Written whole or not at all; what was released once stays, so that rolling back is a change of one number.
@@ -29,7 +28,6 @@ class Standing:
 @dataclass(frozen=True)
 class Event:
     """One line of the history. `kind`: released, refused or rolled back; `before`: how the release that was
-
     current stood on the same data (None for the first).
     """
 

@@ -1,6 +1,6 @@
 """The loop: everything that runs on the coordinator, in order.
 
-broadcast the state -> the cohort answers -> mean of the updates -> one server step -> evaluate -> write down
+broadcast the state -> the cohort answers -> its updates combined -> one server step -> evaluate -> write down
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import csv
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,36 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgewise import randomness, records
-from edgewise.algorithms.base import Server
 from edgewise.assemble import Parts, assemble, local_steps
-from edgewise.broadcast import Broadcast, broadcast
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
-from edgewise.data.holdings import csv_text
-from edgewise.device import DIVERGED, Task
-from edgewise.engines import Engine
+from edgewise.device import DIVERGED, Reply, Task
+from edgewise.engines import Engine, first
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import Evaluation, evaluate, per_device
 from edgewise.memories import Note
-from edgewise.reconcile import agree, reconcile
+from edgewise.progress import Progress
+from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
-from edgewise.vector import Mean, State
+from edgewise.vector import State
 
 CHECKPOINT_SECONDS = 15.0
-TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
-BROADCAST = "broadcast/"  # and the tensors of the way down
+
+
+@dataclass
+class _Got:
+    """What came back in a round, device by device; the updates themselves are in the mean."""
+
+    devices: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    examples: int = 0
+
+    def note(self, reply: Reply) -> None:
+        self.devices += reply.devices
+        self.losses += reply.losses
+        self.bytes += [reply.bytes_each] * len(reply.devices)
+        self.examples += reply.examples
 
 
 @dataclass(frozen=True)
@@ -59,65 +71,14 @@ class Round:
     bytes_up_each: int | list[int]
     bytes_down_each: int | list[int]
     seconds: float
+    missing: list[int] | None = None  # devices that were asked and are not in the round's mean
     accuracy: float | None = None
     loss: float | None = None
     per_class: tuple[float | None, ...] | None = None
+    worst_device: float | None = None  # the lowest accuracy of a device on its own held-out examples
 
     def row(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass
-class Progress:
-    """Where a run stands on the coordinator: all that a checkpoint holds beside the devices' memories."""
-
-    server: Server
-    way: Broadcast
-    round: int = 0
-    note: dict[str, Any] | None = None  # the schedule's
-
-    @classmethod
-    def start(cls, parts: Parts) -> Progress:
-        config = parts.config
-        server = parts.work.algorithm.start(parts.model.read())
-        return cls(server, broadcast(config.codec_down, parts.model.layout, config.seed))
-
-    def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
-        state = self.server.state
-        tensors = dict(zip(TENSORS, (state.params, state.buffers, self.server.momentum), strict=True))
-        sent, way = self.way.save()
-        tensors |= {f"{BROADCAST}{name}": tensor for name, tensor in sent.items()}
-        note = {
-            "round": self.round,
-            "schedule": self.note or {},
-            "memories": engine.memories.save(),
-            "broadcast": way,
-            "layout": parts.model.layout.digest,
-            "settings": parts.config.flat(),
-        }
-        return Checkpoint(tensors, note)
-
-    @classmethod
-    def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, Note]:
-        """The progress, and what finds devices' memories; EdgewiseError for another run's checkpoint."""
-        model, note = parts.model, checkpoint.note
-        try:
-            tensors = {name: tensor.to(model.params.device) for name, tensor in checkpoint.tensors.items()}
-            params, buffers, momentum = (tensors[name] for name in TENSORS)
-            round, schedule, layout = note["round"], note["schedule"], note["layout"]
-            # config.toml may have been edited since.
-            agree(str(path), Config.of(note["settings"]).flat(), parts.config.flat())
-            memories, way = note["memories"], note["broadcast"]
-        except KeyError as error:
-            raise EdgewiseError(f"{path}: the checkpoint lacks {error}") from None
-        if layout != model.layout.digest:
-            raise EdgewiseError(f"{path}: the checkpoint belongs to another model")
-        progress = cls.start(parts)
-        sent = {n.removeprefix(BROADCAST): t for n, t in tensors.items() if n.startswith(BROADCAST)}
-        progress.way.restore(sent, way)
-        progress.server = Server(State(params, buffers), momentum)
-        progress.round, progress.note = round, schedule
-        return progress, memories
 
 
 def run(
@@ -136,24 +97,46 @@ def run(
     config names, `dealt` (the indices of each device's examples) its partition. EdgewiseError for
     whatever the user can put right.
     """
-    folder = Path(out)
+
+    def simulate(config: Config) -> Parts:
+        return assemble(config, dataset, dealt)
+
+    def reach(parts: Parts, note: Note | None) -> Engine:
+        return parts.engine(note, Path(out))
+
+    return drive(config, Path(out), simulate, reach, resume, checkpoint_seconds)
+
+
+def drive(
+    config: Config,
+    folder: Path,
+    prepare: Callable[[Config], Parts],
+    reach: Callable[[Parts, Note | None], Engine],
+    resume: bool,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Generator[Round]:
+    """`run`, for any devices: `prepare` makes the parts of the config, `reach` the engine that asks devices.
+
+    `reach` takes what the engine's memories saved in the checkpoint, or None at the start of a run.
+    """
     if not checkpoint_seconds >= 0:
         raise EdgewiseError(f"checkpoint_seconds: {checkpoint_seconds} is not a time; legal: 0 or more")
     if resume and records.holds_run(folder):
         with closing(Records.reopen(folder)) as book:
             config = reconcile(folder / records.CONFIG, config)
             if records.summary(folder) is None:
-                parts = assemble(config, dataset, dealt)
+                parts = prepare(config)
                 progress, note = _restore(parts, folder / records.CHECKPOINT)
-                book.cut(progress.round, csv_text(parts.held, parts.dataset.classes))
-                engine = parts.engine(note, folder / records.MEMORIES)
-                yield from _play(parts, engine, progress, book, checkpoint_seconds)
+                book.cut(progress.round, parts.holdings)
+                with closing(reach(parts, note)) as engine:
+                    yield from _play(parts, engine, progress, book, checkpoint_seconds)
     else:
         records.check_free(folder)  # before the data is loaded
-        parts = assemble(config, dataset, dealt)
-        holdings = csv_text(parts.held, parts.dataset.classes)
-        with closing(Records.create(folder, parts.config.toml(), holdings)) as book:
-            engine = parts.engine(None, folder / records.MEMORIES)
+        parts = prepare(config)
+        with (
+            closing(Records.create(folder, parts.config.toml(), parts.holdings)) as book,
+            closing(reach(parts, None)) as engine,
+        ):
             yield from _play(parts, engine, Progress.start(parts), book, checkpoint_seconds)
 
 
@@ -178,10 +161,10 @@ def _play(
     """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
     due = time.monotonic() + checkpoint_seconds
     while progress.round < parts.rounds:
-        row = _round(parts, engine, progress)
+        row = _round(parts, engine, progress, book.folder)
         book.round(row.row())
         last, began = progress.round == parts.rounds, time.monotonic()
-        if last or began >= due:
+        if last or began >= due or engine.crowded:
             _commit(parts, engine, progress, book)
             now = time.monotonic()
             # Many devices' residuals take long to write: at most a tenth of the time goes into it.
@@ -194,57 +177,67 @@ def _play(
     _finish(parts, progress, book.folder)
 
 
-def _round(parts: Parts, engine: Engine, progress: Progress) -> Round:
-    """One round: changes `progress` and the engine's memories."""
+def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
+    """One round: changes `progress` and the engine's memories. `folder`: where updates may lie meanwhile."""
     config, number = parts.config, progress.round + 1
     began = time.monotonic()
     every = config.algorithm.sync_every
     done = progress.round * every
     steps = min(every, parts.steps - done)
     factor = parts.schedule.factor(done / parts.steps, progress.note or {})
-    asked, layout = cohort(config, number), parts.model.layout
-    task = Task(number, steps, factor, progress.way.announce(number, progress.server.state))
-    mean, losses, up = Mean(task.state), list[float](), list[int]()
+    layout = parts.model.layout
+    asked = engine.choose(number, ranking(config, number), config.cohort_size)
+    state = progress.way.announce(number, progress.server.state)
+    task = Task(number, steps, factor, state, progress.way)
+    gathering, got = config.aggregate.start(task.state, folder), _Got()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
-        mean.add(_on(task.state, update, reply.buffers), weight=reply.examples)
-        losses += reply.losses
-        up += [reply.bytes_each] * len(reply.devices)
+        gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
+        got.note(reply)
     down = [progress.way.bytes_each(device) for device in asked]
-    progress.server = parts.work.algorithm.step(progress.server, mean.value(), factor, layout)
+    progress.server = parts.terms.algorithm.step(progress.server, gathering.value(), factor, layout)
     progress.round = number
+    progress.examples += got.examples
     progress.way.deliver(asked)
-    engine.memories.commit(asked)
+    engine.memories.commit(got.devices)
     parts.model.check()
     sgd = config.algorithm.sgd
     row = Round(
         round=number,
         step=done + steps,
-        examples_seen=(done + steps) * config.batch * config.cohort_size,
+        examples_seen=progress.examples,
         lr=sgd.lr * sgd.lr_scale * factor,
-        train_loss=sum(losses) / len(losses),
-        bytes_up=sum(up),
+        train_loss=sum(got.losses) / len(got.losses),
+        bytes_up=sum(got.bytes),
         bytes_down=sum(down),
-        bytes_up_each=_each(up),
+        bytes_up_each=_each(got.bytes),
         bytes_down_each=_each(down),
         seconds=round(time.monotonic() - began, 4),
+        missing=sorted(set(asked) - set(got.devices)) or None,
     )
     if not _due(config, number, parts.rounds):
         return row
     _check_state(progress)
-    result = _evaluation(parts, progress)
+    result = _evaluation(parts, progress, engine, task)
     progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
-    loss = result.loss if math.isfinite(result.loss) else None  # JSON knows no infinity
-    return replace(row, accuracy=result.accuracy, loss=loss, per_class=result.per_class)
+    return replace(row, **_measured(result))
 
 
-def cohort(config: Config, round: int) -> Sequence[int]:
-    """The devices of a round, in order: all of them, or a random sample addressed by the round."""
+def ranking(config: Config, round: int) -> Sequence[int]:
+    """All devices in the order in which they are asked, which is addressed by the round.
+
+    In their own order where all are asked.
+    """
     if config.cohort_size == config.devices:
         return range(config.devices)
     generator = randomness.generator(config.seed, "cohort", 0, round)
-    return sorted(torch.randperm(config.devices, generator=generator)[: config.cohort_size].tolist())
+    return torch.randperm(config.devices, generator=generator).tolist()
+
+
+def cohort(config: Config, round: int) -> Sequence[int]:
+    """The devices of a round, in order: all of them, or the first of its ranking."""
+    return first(ranking(config, round), config.cohort_size)
 
 
 def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
@@ -263,10 +256,27 @@ def _due(config: Config, number: int, rounds: int) -> bool:
     return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
 
 
-def _evaluation(parts: Parts, progress: Progress) -> Evaluation:
-    parts.model.write(progress.server.state)
-    classes = len(parts.dataset.classes)
-    return evaluate(parts.model, parts.dataset.test, parts.feed, classes, parts.work.objective)
+def _evaluation(parts: Parts, progress: Progress, engine: Engine, task: Task) -> Evaluation:
+    """On the coordinator's own test examples, or else on what the devices hold out."""
+    if parts.dataset is not None and parts.feed is not None:
+        parts.model.write(progress.server.state)
+        classes, objective = len(parts.classes), parts.terms.objective
+        return evaluate(parts.model, parts.dataset.test, parts.feed, classes, objective)
+    result = engine.evaluate(replace(task, state=progress.server.state))
+    if result is None:
+        raise EdgewiseError(f"round {task.round}: neither the coordinator nor a device has test examples")
+    return result
+
+
+def _measured(result: Evaluation) -> dict[str, Any]:
+    """The fields of a round that was evaluated."""
+    loss = result.loss if math.isfinite(result.loss) else None  # JSON knows no infinity
+    return {
+        "accuracy": result.accuracy,
+        "loss": loss,
+        "per_class": result.per_class,
+        "worst_device": result.worst,
+    }
 
 
 def _on(like: State, params: Tensor, buffers: Tensor) -> State:
@@ -302,7 +312,8 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
     evaluated = [row for row in rows if "accuracy" in row]
     last, accuracies = evaluated[-1], [row["accuracy"] for row in evaluated]
     tail = accuracies[-10:]
-    devices = [share for share in per_device(tuple(last["per_class"]), parts.held) if share is not None]
+    shares = [] if parts.held is None else per_device(tuple(last["per_class"]), parts.held)
+    devices = [share for share in shares if share is not None]
     return {
         "accuracy": last["accuracy"],
         "best_accuracy": max(accuracies),
@@ -310,6 +321,7 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
         "per_class": last["per_class"],
         "per_device": devices
         and {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
+        **({"worst_device": last["worst_device"]} if "worst_device" in last else {}),
         "steps": last["step"],
         "rounds": last["round"],
         "examples_seen": last["examples_seen"],
@@ -319,4 +331,4 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
     }
 
 
-__all__ = ["Progress", "Round", "cohort", "run", "total_rounds"]
+__all__ = ["Progress", "Round", "cohort", "drive", "ranking", "run", "total_rounds"]

@@ -52,8 +52,9 @@ UNWRITABLE = ("Cc", "Cs")  # Unicode's control characters, and halves of pairs: 
 
 CODECS = (
     "none, half, int8, int4, qsgd:4, ternary, sign, levels:1, topk:0.01, stc:0.01, randomk:0.01, dgc:0.001, "
-    "powersgd:4; then :zstd, :nofeedback"
+    "powersgd:4, lowrank:0.01; then :zstd, :nofeedback"
 )
+RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1 or clip-median"
 
 NORMS = "batch, batch-sync, batch-renorm, group[:8], layer, instance, group-ws"
 
@@ -91,13 +92,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
     Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
     Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
+    Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0
     ),
     Setting(
         "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
     ),
-    Setting("engine", str, "inline", "inline", choices=("inline",)),
+    Setting(
+        "engine", str, "inline", "inline, or fleet: real agents on loopback", choices=("inline", "fleet")
+    ),
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
     Setting("threads", int, 1, "threads of this process", low=1, high=1024),

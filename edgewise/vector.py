@@ -180,8 +180,9 @@ class Mean:
         self.total = State(torch.zeros_like(like.params), torch.zeros_like(like.buffers))
         self.weight = 0.0
 
-    def add(self, state: State, weight: float) -> None:
-        self.total.params.add_(state.params, alpha=weight)
+    def add(self, state: State, weight: float, scale: float = 1.0) -> None:
+        """One more state. `scale` multiplies its parameters, but not what they weigh."""
+        self.total.params.add_(state.params, alpha=weight * scale)
         self.total.buffers.add_(state.buffers, alpha=weight)
         self.weight += weight
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = r"""
-import json, os, resource, signal, sys, traceback
+import importlib, json, os, resource, signal, sys, traceback
 import edgewise.cli, edgewise.cli.progress, edgewise.rounds, edgewise.experiments
 import rich.console, rich.progress, sklearn.datasets, torch
 
@@ -56,6 +56,10 @@ for line in sys.stdin:
     if "wait" in task:
         _, status = os.waitpid(task["wait"], 0)
         answer = os.waitstatus_to_exitcode(status)
+    elif "load" in task:
+        for name in task["load"]:
+            importlib.import_module(name)
+        answer = 0
     else:
         answer = os.fork()
         if not answer:
@@ -101,6 +105,13 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)  # not reaped before `wait`, so the id is still this process's
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, so that `wait` does not wait."""
+        if self._done is not None:
+            return True
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def wait(self) -> Done:
         if self._done is None:
             status = _ask({"wait": self.pid})
@@ -130,6 +141,11 @@ def start(
 def edgewise(*arguments: object, folder: Path, **options: Any) -> Done:
     """Run `edgewise ARGUMENTS` in a folder, to its end."""
     return start(*arguments, folder=folder, **options).wait()
+
+
+def load(*modules: str) -> None:
+    """Import modules once for all processes that are started from here on."""
+    _ask({"load": modules})
 
 
 def until(condition: Callable[[], Any]) -> None:

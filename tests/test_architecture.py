@@ -23,11 +23,11 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # The pipeline, first stage first. A module imports from its own line or from lines above it.
 STAGES = """
-    errors randomness specs allocator wire
+    errors randomness specs allocator wire files
     data models vector conversion weights
     objectives
     optimizers schedules
-    local codecs
+    local codecs aggregators
     algorithms
     settings config
     broadcast
@@ -36,6 +36,8 @@ STAGES = """
     memories
     engines
     reconcile assemble
+    deploy
+    progress
     rounds
     inspection trained
     exports

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgewise.aggregators import (
+    AGGREGATORS,
+    Aggregator,
+    Clip,
+    ClipMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    TrimmedMean,
+    WeightedMean,
+)
 from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD
 from edgewise.codecs import (
     CODECS,
@@ -60,6 +72,13 @@ schedules: st.SearchStrategy[Schedule] = st.one_of(
     st.just(Cosine()),
     st.builds(Plateau, st.floats(0.01, 0.99), st.integers(0, 99), st.floats(0, 1)),
 )
+aggregators: st.SearchStrategy[Aggregator] = st.one_of(
+    st.sampled_from([WeightedMean(), Median(), ClipMedian()]),
+    st.builds(TrimmedMean, st.floats(0.01, 0.49)),
+    st.builds(Krum, st.integers(0, 9)),
+    st.builds(MultiKrum, st.integers(0, 9), st.integers(0, 9)),
+    st.builds(Clip, above_zero),
+)
 optimizers = st.builds(SGD, above_zero, amounts, amounts, st.booleans(), above_zero, st.floats(0, 1))
 algorithms: st.SearchStrategy[Any] = st.one_of(
     st.builds(SyncSGD, optimizers),
@@ -89,11 +108,17 @@ lengths = st.one_of(
 )
 
 
-def config_of(length: dict[str, Any], codec: Codec, algorithm: Any, **rest: Any) -> Config:
+def config_of(
+    length: dict[str, Any], codec: Codec, algorithm: Any, aggregate: Aggregator, **rest: Any
+) -> Config:
     own, moved = inner(codec), algorithm.without_momentum()[1]
     nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
-    return Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
+    config = Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
+    try:
+        return replace(config, aggregate=aggregate)
+    except EdgewiseError:  # the cohort is too small for it
+        return config
 
 
 configs = st.builds(
@@ -101,6 +126,7 @@ configs = st.builds(
     lengths,
     codecs_up,
     algorithms,
+    aggregators,
     codec_down=codecs_down,
     data=words,
     data_dir=st.none() | words,
@@ -334,6 +360,7 @@ def test_set_is_a_table(value: object) -> None:
         ("partition", ["iid", "labels", "dirichlet", "quantity"], "labels:K[:overlap]"),
         ("codec", CODECS, "none"),
         ("schedule", SCHEDULES, "plateau[:drop][:patience][:threshold]"),
+        ("aggregate", AGGREGATORS, "multi-krum:FAULTY[:chosen]"),
         ("algorithm", ALGORITHMS, "fedavg"),
     ],
 )
@@ -400,6 +427,8 @@ def test_what_cannot_be_is_named(flat: dict[str, Any], says: str) -> None:
         ({"epochs": 1.0, "steps": 1}, "^epochs, steps: "),
         ({"cohort": 11.0}, "^cohort: 11 of 10"),
         ({"norm": "group"}, "'group' is none of: batch, "),
+        ({"aggregate": "median"}, "'median' is none of: mean, median, "),
+        ({"aggregate": Krum(5)}, "^aggregate: krum with 5 faulty devices takes 13 updates or more"),
         ({"precision": "fp16"}, "^precision: 'fp16' is unknown; one of: fp32, bf16, fp64$"),
     ],
 )

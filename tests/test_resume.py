@@ -13,6 +13,7 @@ import pytest
 from command import Done, Running, edgewise, start, until
 
 from edgewise import data, records
+from edgewise.aggregators import Median, TrimmedMean
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.codecs import RandomK, parse
 from edgewise.config import Config
@@ -36,6 +37,7 @@ WAYS = {
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
     "dgc": replace(TINY, codec=parse("dgc:0.01:4"), schedule=Cosine()),
     "powersgd": replace(TINY, codec=parse("powersgd:2"), algorithm=FedAvg(sync_every=2)),
+    "trimmed": replace(TINY, aggregate=TrimmedMean(0.25), norm=Batch()),
     "down": replace(TINY, codec_down=RandomK(0.1), cohort=0.5, steps=8),
 }
 FILES = (records.CONFIG, records.ROUNDS, records.PARTITION, records.MODEL, records.SUMMARY)
@@ -122,12 +124,13 @@ def test_what_can_be_written_again_is(gone: str, tmp_path: Path) -> None:
         {"schedule": Plateau()},
         {"precision": "fp64"},
         {"fused": "off"},
+        {"aggregate": Median()},
     ],
     ids=lambda change: "-".join(change),
 )
 def test_a_changed_setting_is_named(change: dict[str, Any], tmp_path: Path) -> None:
     next(run(TINY, tmp_path)).round  # noqa: B018
-    with pytest.raises(EdgewiseError, match=r"; resume it as it was$") as told:
+    with pytest.raises(EdgewiseError, match=r"; resume it as it was, or give another --out$") as told:
         next(run(replace(TINY, **change), tmp_path, resume=True))
     changed = "set sgd.scalar_share" if "SGD" in str(change) and "0.2" in str(change) else list(change)[-1]
     assert str(told.value).startswith(f"{changed}: the run in {tmp_path} has ")
@@ -163,6 +166,7 @@ FLAGS: dict[str, tuple[object, ...]] = {
     "dgc": ("--codec", "dgc:0.01:8", "--schedule", "cosine"),
     "powersgd": (*FEDAVG, "--codec", "powersgd:2", "--norm", "batch"),
     "down": (*FEDAVG, "--codec-down", "topk:0.1:zstd", "--cohort", 0.5, "--codec", "int8"),
+    "median": (*FEDAVG, "--aggregate", "median", "--norm", "batch"),
     "drawn": ("--codec", "qsgd:4:nofeedback", "--cohort", 0.75),
 }
 
@@ -226,16 +230,19 @@ def test_a_killed_run_ends_in_the_same_model(
         assert records.rows(out)[: len(kept) - 1] == kept[: len(kept) - 1]
 
 
-# The command, with so little room in RAM that all that devices remember lies in files all the time.
+# The command, with no room in RAM: what devices remember, and updates that wait, lie in files all the time.
 SPILLING = """
 from functools import partial
-import edgewise.assemble, edgewise.cli
+import edgewise.aggregators.stack, edgewise.assemble, edgewise.cli
+edgewise.aggregators.stack.BUDGET = 0
 edgewise.assemble.Memories = partial(edgewise.assemble.Memories, budget=0)
 edgewise.cli.main()
 """
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("powersgd", 1000)])
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("powersgd", 1000), ("median", 0.05)]
+)
 def test_a_run_killed_with_its_memories_in_files(
     alone: dict[str, Any], name: str, seconds: float, tmp_path: Path
 ) -> None:

@@ -2,29 +2,37 @@
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from edgewise import data, models, records, wire
+from edgewise.aggregators import MultiKrum
 from edgewise.algorithms import FedAvg, SyncSGD
-from edgewise.assemble import assemble
+from edgewise.assemble import Parts, assemble
 from edgewise.codecs import DGC, TopK, parse
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
+from edgewise.deploy import assemble_coordinator
+from edgewise.device import Reply, Task, Terms
+from edgewise.engines import Inline
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import evaluate
+from edgewise.memories import Memories
 from edgewise.models.norms import Batch, Group
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
-from edgewise.rounds import Round, cohort, run, total_rounds
+from edgewise.rounds import Round, cohort, drive, run, total_rounds
 from edgewise.schedules import Cosine, Plateau
-from edgewise.vector import FlatModel, Layout
+from edgewise.vector import FlatModel, Layout, Mean, State
 
 TINY = Config(devices=4, batch=8, width=4, steps=5, eval_every=2)
 FIXUP = "fixup-resnet18"
@@ -205,6 +213,7 @@ WAYS = {
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),
     "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
     "fixup": replace(TINY, model=FIXUP),
+    "krum": replace(TINY, aggregate=MultiKrum(0), norm=Batch()),
     "topk": replace(TINY, codec=parse("topk:0.01")),
     "dgc": replace(TINY, codec=parse("dgc:0.01:3"), cohort=0.5),
     "drawn": replace(TINY, codec=parse("qsgd:4:nofeedback"), codec_down=parse("randomk:0.1:nofeedback")),
@@ -444,3 +453,79 @@ def test_a_batch_beyond_a_device_s_data_wraps_and_is_said(tmp_path: Path) -> Non
         rounds = list(run(replace(TINY, batch=400, steps=2), tmp_path))
     assert len(said) == 1
     assert rounds[-1].examples_seen == 2 * 4 * 400
+
+
+# ---- engines that leave devices out ----
+
+
+class Partial(Inline):
+    """Some devices do not answer in some rounds; the others' replies count as device numbers have it."""
+
+    missing: ClassVar = {2: [0, 3], 4: [1]}
+
+    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+        there = [device for device in cohort if device not in self.missing.get(task.round, [])]
+        for reply in super().ask(task, there):
+            yield replace(reply, examples=reply.examples * (1 + reply.devices[0]))
+
+
+def test_devices_that_do_not_answer_are_written_down_and_stand_where_they_stood(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    config = replace(TINY, algorithm=FedAvg(SGD(lr=0.05), sync_every=2), steps=8, eval_every=4, fused="off")
+    engines: list[Partial] = []
+
+    def reach(parts: Parts, note: Any) -> Partial:
+        engines.append(Partial(parts.devices, parts.model, parts.work, Memories(note)))
+        return engines[0]
+
+    with closing(drive(config, tmp_path / "run", lambda one: assemble(one, digits), reach, False)) as play:
+        found = list(play)
+    assert [row.missing for row in found] == [None, [0, 3], None, [1]]
+    rows = records.rows(tmp_path / "run")
+    assert ["missing" in row for row in rows] == [False, True, False, True]
+    weights = [sum(1 + d for d in range(4) if d not in Partial.missing.get(n, [])) for n in range(1, 5)]
+    each = np.cumsum([16 * weight for weight in weights]).tolist()
+    assert [row.examples_seen for row in found] == each
+    assert records.summary(tmp_path / "run")["examples_seen"] == each[-1]  # type: ignore[index]
+    assert engines[0].memories.steps() == {0: 6, 1: 6, 2: 8, 3: 6}
+    sent = found[0].bytes_up // 4
+    assert [row.bytes_up for row in found] == [4 * sent, 2 * sent, 4 * sent, 3 * sent]
+    assert all(row.bytes_down == found[0].bytes_down for row in found)  # they were asked all the same
+
+
+def test_a_reply_counts_by_its_examples(digits: Dataset, tmp_path: Path) -> None:
+    config = replace(TINY, algorithm=SyncSGD(SGD(lr=0.05)), steps=1, fused="off")
+    parts = assemble(config, digits)
+    start = parts.model.read()
+    task = Task(1, 1, 1.0, start)
+    replies = list(Partial(parts.devices, parts.model, parts.work, Memories()).ask(task, range(4)))
+    mean = Mean(start)
+    for reply in replies:
+        update = config.codec.decode(reply.payload, parts.model.layout, torch.float32)
+        mean.add(State(update, reply.buffers), (1 + reply.devices[0]) * 8)
+    server = parts.terms.algorithm.step(
+        parts.terms.algorithm.start(start), mean.value(), 1.0, parts.model.layout
+    )
+
+    def reach(parts: Parts, note: Any) -> Partial:
+        return Partial(parts.devices, parts.model, parts.work, Memories(note))
+
+    with closing(drive(config, tmp_path / "run", lambda one: assemble(one, digits), reach, False)) as play:
+        assert len(list(play)) == 1
+    summary = records.summary(tmp_path / "run")
+    assert summary is not None and summary["model_digest"] == server.state.digest(parts.model.layout)
+
+
+def test_the_terms_of_a_run_are_those_of_its_devices(digits: Dataset) -> None:
+    """A coordinator without data agrees on the same with its devices as a simulation does."""
+    config = replace(TINY, codec=parse("dgc:0.1:3:8:0.9"), algorithm=SyncSGD(SGD(lr=0.05, momentum=0.9)))
+    whole = assemble(config, digits)
+    alone = assemble_coordinator(config, (digits.shape, len(digits.classes)))
+    assert alone.terms == whole.terms and isinstance(whole.work, Terms)
+    work = whole.work
+    assert (work.algorithm, work.codec, work.agreed) == (
+        *(whole.terms.algorithm, whole.terms.codec),
+        whole.terms.agreed,
+    )
+    assert alone.feed is None and alone.dataset is None and alone.rounds == whole.rounds

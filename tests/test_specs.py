@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise import specs
+from edgewise.aggregators import AGGREGATORS, Clip, MultiKrum, TrimmedMean
 from edgewise.codecs import CODECS
 from edgewise.data.partition import PARTITIONS, Dirichlet, Iid, Labels, Quantity
 from edgewise.errors import EdgewiseError
@@ -22,6 +23,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "norm": NORMS,
     "codec": CODECS,
     "schedule": SCHEDULES,
+    "aggregate": AGGREGATORS,
 }
 EVERY = [(what, name) for what, table in TABLES.items() for name in table]
 finite = st.floats(min_value=1e-300, max_value=1e300)
@@ -62,6 +64,10 @@ def test_every_listed_value_has_a_text_that_gives_it_back(what: str, name: str) 
         ("norm", "group:8", Group(8)),
         ("norm", "group-ws:4", GroupWS(4)),
         ("norm", "batch", Batch()),
+        ("aggregate", "trimmed:0.2", TrimmedMean(0.2)),
+        ("aggregate", "multi-krum:2", MultiKrum(2)),
+        ("aggregate", "multi-krum:2:3", MultiKrum(2, 3)),
+        ("aggregate", "clip:2.5", Clip(2.5)),
         ("schedule", "plateau:0.5", Plateau(drop=0.5)),
         ("schedule", "plateau:0.1:10:0.01", Plateau(threshold=0.01)),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 import click
 
+from edgewise.cli.agent import agent
+from edgewise.cli.coordinator import coordinator
 from edgewise.cli.export import export
 from edgewise.cli.inspect import inspect
 from edgewise.cli.ongoing import ongoing, releases
@@ -30,10 +33,14 @@ edgewise.add_command(ongoing)
 edgewise.add_command(releases)
 edgewise.add_command(reproduce)
 edgewise.add_command(report)
+edgewise.add_command(coordinator)
+edgewise.add_command(agent)
 
 
 def main() -> None:
     """Run the command; a user's mistake is one line on stderr and exit status 2."""
+    # gRPC has its own words for what we say in ours; who looks for a fault in it can ask for them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         status = edgewise.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

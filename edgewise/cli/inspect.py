@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgewise.cli.run import given, settings
+from edgewise.cli.run import given_settings, settings
 
 PAGE = Path("out/inspect.html")
 
@@ -25,9 +25,8 @@ def inspect(config_file: Path | None, extras: tuple[str, ...], out: Path, **flag
     Takes the flags of `edgewise run`. The exit status is 0 whatever is found.
     """
     from edgewise import inspection  # here, because it imports PyTorch
-    from edgewise.config import Config
 
-    config = Config.of(given(config_file, extras, flags))
+    config = given_settings(config_file, flags, extras)
     found = inspection.inspect(config, say=lambda words: click.echo(f"measuring {words}", err=True))
     click.echo(found.text)
     click.echo(f"wrote {click.format_filename(found.write(out))}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgewise.cli.run import given, say_warnings, settings
+from edgewise.cli.run import given_settings, say_warnings, settings
 
 if TYPE_CHECKING:
     from edgewise.releases import Event
@@ -38,10 +38,9 @@ def ongoing(
     stopped.
     """
     from edgewise import ongoing as play  # here, because it imports PyTorch
-    from edgewise.config import Config
 
     say_warnings()
-    config = Config.of(given(config_file, extras, flags))
+    config = given_settings(config_file, flags, extras)
     for phase in play.ongoing(config, out, phases=phases, tolerance=tolerance):
         click.echo(
             f"phase {phase.number}: {phase.classes} classes, {phase.examples} examples: {_line(phase.event)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +61,47 @@ def show(play: Iterable[Round], folder: Path, stopping: Stopping) -> bool:
     assert summary is not None
     click.echo(_result(summary, folder))
     return True
+
+
+def watch(play: Iterable[Round], total: Callable[[], int], there: Callable[[], str], quiet: bool) -> None:
+    """Play the rounds of a fleet and show them, as `show` does; `quiet`: no bar, whatever stderr is.
+
+    `total`: how many there will be, 0 while that is not known; `there`: who is there and who is waited for.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class There(ProgressColumn):
+        """Drawn anew while a round waits, too."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Any) -> Text:
+            return Text(f"round {task.completed:.0f}/{total() or '?'}, {there()}")
+
+    console = Console(stderr=True)
+    live = console.is_terminal and not quiet
+    bar = Progress(
+        There(table_column=Column(no_wrap=True)),
+        BarColumn(20),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+        console=console,
+        disable=not live,
+    )
+    accuracy = ""
+    with bar:
+        task = bar.add_task("", total=None, words="")
+        for row in play:
+            if row.accuracy is not None:
+                accuracy = f"accuracy {row.accuracy:.1%}"
+                if not live:
+                    done = f"round {row.round}/{total()}  step {row.step}"
+                    click.echo(f"{done}  loss {row.train_loss:.3f}  {accuracy}", err=True)
+            words = f"loss {row.train_loss:.3f}  {accuracy}"
+            bar.update(task, completed=row.round, total=total(), words=words)
 
 
 def _speed(row: Round) -> float:

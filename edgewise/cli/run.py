@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from edgewise.cli.progress import show
 from edgewise.cli.tensorboard import logged
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.settings import SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from edgewise.config import Config
 
 
 def _option(setting: Setting) -> Callable[[Any], Any]:
@@ -56,16 +59,13 @@ def run(
 ) -> None:
     """Train one model on simulated devices."""
     from edgewise import records, rounds  # here, because they import PyTorch
-    from edgewise.config import Config
-    from edgewise.reconcile import overlay
 
     say_warnings()
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
-    asked = given(config_file, extras, flags)
     folder = out or _free(Path("runs"))
     again = resume and records.holds_run(folder)
-    config = overlay(folder / records.CONFIG, asked) if again else Config.of(asked)
+    config = given_settings(config_file, flags, extras, folder if again else None)
     stopping = _Stopping()
     with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
         finished = show(logged(play, folder) if tensorboard else play, folder, stopping)
@@ -73,15 +73,19 @@ def run(
         raise click.Abort
 
 
-def given(config_file: Path | None, extras: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
-    """The flat settings of a config file, with the flags that were given before it."""
-    from edgewise.config import read_toml
+def given_settings(
+    config_file: Path | None, flags: dict[str, Any], extras: tuple[str, ...], again: Path | None = None
+) -> Config:
+    """The config of a file and of flags, which win; `again`: for the run in this folder, which it fits."""
+    from edgewise import records
+    from edgewise.config import Config, read_toml
+    from edgewise.reconcile import overlay
 
-    found = read_toml(config_file) if config_file else {}
-    found |= {name: value for name, value in flags.items() if value is not None}
+    given = read_toml(config_file) if config_file else {}
+    given |= {name: value for name, value in flags.items() if value is not None}
     if extras:
-        found["set"] = {**found.get("set", {}), **dict(_pair(extra) for extra in extras)}
-    return found
+        given["set"] = {**given.get("set", {}), **dict(_pair(extra) for extra in extras)}
+    return overlay(again / records.CONFIG, given) if again else Config.of(given)
 
 
 class _Stopping:
@@ -116,9 +120,9 @@ def _free(parent: Path) -> Path:
 
 def say_warnings() -> None:
     """Show the user's warnings as notes of one line, whatever the environment makes of warnings."""
-    warnings.showwarning = _say
+    warnings.showwarning = note_in_one_line
     warnings.simplefilter("always", EdgewiseWarning)
 
 
-def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+def note_in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"edgewise: note: {' '.join(str(message).split())}", err=True)

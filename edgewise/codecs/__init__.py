@@ -22,6 +22,7 @@ from edgewise.codecs.feedback import Feedback
 from edgewise.codecs.half import Half
 from edgewise.codecs.integers import Int4, Int8
 from edgewise.codecs.levels import Levels
+from edgewise.codecs.lowrank import LowRank
 from edgewise.codecs.powersgd import PowerSGD
 from edgewise.codecs.qsgd import QSGD
 from edgewise.codecs.randomk import RandomK
@@ -47,6 +48,7 @@ CODECS: dict[str, type[Codec]] = {
     "randomk": RandomK,
     "dgc": DGC,
     "powersgd": PowerSGD,
+    "lowrank": LowRank,
 }
 NO_FEEDBACK, STAGE = "nofeedback", "zstd"
 
@@ -113,6 +115,7 @@ __all__ = [
     "Int4",
     "Int8",
     "Levels",
+    "LowRank",
     "Memory",
     "NotFinite",
     "PayloadError",

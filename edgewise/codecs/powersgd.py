@@ -30,16 +30,21 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs.base import Floats, Memory, NotFinite, PayloadError, Sending, check_length, floats
+from edgewise.codecs.subspace import (
+    LARGEST,
+    LOWEST_EXPONENT,
+    WARM,
+    factors,
+    first,
+    largest,
+    restart,
+    sides,
+)
 from edgewise.errors import EdgewiseError
-from edgewise.randomness import key
 from edgewise.vector import Entry, Layout
 
-WARM = "q"  # the memory's only tensor: the Q of every matrix, one after the other
-LARGEST = float(torch.finfo(torch.float32).max)
-LOWEST_EXPONENT = -112  # the scale of float16, 2^15 times smaller, still has an inverse in float32
 HALF_TOP = 2.0**15 - 16  # the float16 before 2^15: 2^15 times the largest scale would be infinite
 BYTE_TOP = LARGEST * (1 - 1e-6)  # 127 times a scale that was rounded up would be infinite
-NUDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,13 @@ class PowerSGD:
         matrices, others = self._parts(layout)
         parts, following, start = [], [], 0
         for entry in matrices:
-            first = _first(entry, self.rank)
-            stop = start + first.numel()
+            begin = first(entry, self.rank)
+            stop = start + begin.numel()
             # Copied: the last bits of a product may depend on how its operands are aligned.
-            q = memory[WARM][start:stop].clone().view_as(first) if WARM in memory else first
-            matrix = torch.from_numpy(values[entry.start : entry.stop].reshape(_sides(entry)))
-            p, q, scale = _factors(matrix, q)
-            following.append(_restart(q, first).flatten())
+            q = memory[WARM][start:stop].clone().view_as(begin) if WARM in memory else begin
+            matrix = torch.from_numpy(values[entry.start : entry.stop].reshape(sides(entry)))
+            p, q, scale = factors(matrix, q)
+            following.append(restart(q, begin).flatten())
             parts += [p.numpy(), (q * scale).numpy()]
             start = stop
         parts.append(np.concatenate([values[:0], *(values[e.start : e.stop] for e in others)]))
@@ -88,10 +93,10 @@ class PowerSGD:
         matrices, others = self._parts(layout)
         start = 0
         for entry in matrices:
-            rows, columns = _sides(entry)
+            rows, columns = sides(entry)
             p, start = _read(payload, start, rows * self.rank, self.bits)
             q, start = _read(payload, start, columns * self.rank, self.bits)
-            if not _largest(p) * _largest(q) * self.rank < LARGEST:
+            if not largest(p) * largest(q) * self.rank < LARGEST:
                 raise PayloadError("a payload of matrices whose product may not be finite")
             left, right = p.view(rows, self.rank).to(dtype), q.view(columns, self.rank).to(dtype)
             torch.mm(left, right.T, out=vector[entry.start : entry.stop].view(rows, columns))
@@ -103,70 +108,30 @@ class PowerSGD:
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:
         matrices, others = self._parts(layout)
-        sides = sum(sum(_sides(entry)) for entry in matrices)
-        numbers = self.rank * sides + sum(entry.stop - entry.start for entry in others)
+        together = sum(sum(sides(entry)) for entry in matrices)
+        numbers = self.rank * together + sum(entry.stop - entry.start for entry in others)
         scales = 2 * len(matrices) + 1 if self.bits < 32 else 0
         return numbers * self.bits // 8 + 4 * scales
 
     def _parts(self, layout: Layout) -> tuple[list[Entry], list[Entry]]:
         """The parameters that are sent as two factors, and the others."""
-        small = [self.rank * sum(_sides(entry)) < math.prod(_sides(entry)) for entry in layout.params]
+        small = [self.rank * sum(sides(entry)) < math.prod(sides(entry)) for entry in layout.params]
         pairs = list(zip(layout.params, small, strict=True))
         return [entry for entry, yes in pairs if yes], [entry for entry, yes in pairs if not yes]
 
 
-def _sides(entry: Entry) -> tuple[int, int]:
-    """Rows and columns of a parameter as a matrix; one of a single dimension is one column."""
-    return (entry.shape[0], math.prod(entry.shape[1:])) if entry.shape else (1, 1)
-
-
-def _first(entry: Entry, rank: int) -> Tensor:
-    """The Q (m, rank) that every device starts with, whatever its seed."""
-    draws = np.random.Generator(np.random.SFC64(key(0, f"powersgd/{entry.name}")))
-    return torch.from_numpy(draws.standard_normal((_sides(entry)[1], rank), np.float32)).clone()
-
-
-def _factors(matrix: Tensor, q: Tensor) -> tuple[Tensor, Tensor, float]:
-    """P (n, rank), orthonormal, Q (m, rank) and a scale: P (scale * Q)^T stands for the matrix (n, m)."""
-    largest, (rows, rank) = _largest(matrix), (matrix.shape[0], q.shape[1])
-    # No entry of Q or of the product exceeds sqrt(n) * largest. NaN fails the comparison as well.
-    if not 4 * rank * math.sqrt(rows) * largest < LARGEST:
-        raise NotFinite
-    exponent = max(math.frexp(largest)[1], LOWEST_EXPONENT)
-    scaled = matrix * 2.0**-exponent  # a power of two: exact, and no square under- or overflows
-    p = torch.linalg.qr(scaled @ q).Q  # orthonormal also where the product's columns are not independent
-    return p, scaled.T @ p, 2.0**exponent
-
-
-def _restart(q: Tensor, first: Tensor) -> Tensor:
-    """Where the next round starts: Q (m, rank) with columns of norm 1, and a little of the first Q.
-
-    Without that, what is exactly orthogonal to Q (after zeros: everything) would never be found again.
-    """
-    norms = q.norm(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
-    return (q / norms).add_(first, alpha=NUDGE / math.sqrt(len(first)))
-
-
-def _largest(values: Tensor) -> float:
-    """The largest magnitude; NaN if there is one."""
-    if not values.numel():
-        return 0.0
-    low, high = torch.aminmax(values)
-    return float(torch.maximum(-low, high))
-
-
 def _write(part: Floats, bits: int) -> bytes:
     """The bytes of some numbers; NotFinite if one is not."""
-    largest = _largest(torch.from_numpy(part))
-    if not math.isfinite(largest):
+    top = largest(torch.from_numpy(part))
+    if not math.isfinite(top):
         raise NotFinite
     if bits == 32:
         return part.astype("<f4", copy=False).tobytes()
     if bits == 8:
-        scale = np.float32(min(largest, BYTE_TOP) / 127)
+        scale = np.float32(min(top, BYTE_TOP) / 127)
         sent = np.rint(part / scale if scale else part).clip(-127, 127).astype(np.int8)
     else:
-        scale = np.float32(2.0 ** (max(math.frexp(largest)[1], LOWEST_EXPONENT) - 15))
+        scale = np.float32(2.0 ** (max(math.frexp(top)[1], LOWEST_EXPONENT) - 15))
         sent = np.clip(part * (1 / scale), -HALF_TOP, HALF_TOP).astype("<f2")
     return np.array(scale, "<f4").tobytes() + sent.tobytes()
 
@@ -181,6 +146,6 @@ def _read(payload: bytes, start: int, size: int, bits: int) -> tuple[Tensor, int
         part.numpy()[:] = np.frombuffer(payload, "<f2" if bits == 16 else "i1", size, start + 4)
         part *= float(np.frombuffer(payload, "<f4", 1, start)[0])
         start += 4 + size * bits // 8
-    if not math.isfinite(_largest(part)):
+    if not math.isfinite(largest(part)):
         raise PayloadError("a payload with a number that is not finite")
     return part, start

@@ -60,6 +60,11 @@ class Split:
         """What a model's answers are held to: the targets, or the labels where there are none."""
         return self.labels if self.targets is None else self.targets
 
+    def pick(self, indices: Tensor) -> Split:
+        """Some of the examples."""
+        targets = None if self.targets is None else self.targets[indices]
+        return Split(self.images[indices], self.labels[indices], targets)
+
     def to(self, accelerator: str) -> Split:
         """The same, in an accelerator's memory."""
         targets = None if self.targets is None else self.targets.to(accelerator)

@@ -167,6 +167,23 @@ def deal(partition: Partition, split: Split, classes: int, devices: int, seed: i
     return [torch.from_numpy(part) for part in parts]
 
 
+def alike(held: Tensor, labels: Tensor) -> list[Tensor]:
+    """For each device indices into other labels (N,), every class shared out as in `held` (D, classes).
+
+    What devices hold out when data is dealt for a trial: a device is tested on the mix that it trains on. A
+    class that nobody holds is nobody's.
+    """
+    indices, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for examples, weights in zip(
+        _by_value(labels.cpu().numpy(), held.shape[1]), held.T.double().numpy(), strict=True
+    ):
+        if weights.sum() > 0:
+            indices.append(examples)
+            owners.append(np.repeat(np.arange(len(held)), _share(len(examples), weights)))
+    parts = _group(np.concatenate(indices), np.concatenate(owners), len(held))
+    return [torch.from_numpy(part) for part in parts]
+
+
 def _check_concentration(name: str, value: float) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise EdgewiseError(f"partition {name}:{value:g}: legal: a finite number above 0, such as {name}:0.5")

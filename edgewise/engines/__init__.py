@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from edgewise.engines.base import Engine
+from edgewise.engines.base import Engine, first
 from edgewise.engines.fused import Fused
 from edgewise.engines.inline import Inline
 
-ENGINES = ("inline",)
+ENGINES = ("inline", "fleet")
 
-__all__ = ["ENGINES", "Engine", "Fused", "Inline"]
+__all__ = ["ENGINES", "Engine", "Fused", "Inline", "first"]

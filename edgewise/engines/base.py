@@ -1,17 +1,79 @@
-"""The interface of an engine."""
+"""The interface of an engine, and what the simulated ones share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
-from edgewise.device import Reply, Task
+from edgewise.device import Device, Reply, Task, Work
+from edgewise.evaluate import Evaluation
 from edgewise.memories import Memories
+from edgewise.vector import FlatModel
+
+
+class Remembering(Protocol):
+    """What devices remember, as far as the coordinator has a hand in it."""
+
+    def commit(self, devices: Iterable[int]) -> None:
+        """The replies of these devices are in the coordinator's state now."""
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        ...
+
+    def sweep(self) -> None:
+        """The checkpoint is on the disk: what only earlier rounds needed can go."""
+        ...
 
 
 class Engine(Protocol):
-    memories: Memories
+    @property
+    def memories(self) -> Remembering: ...
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much is kept since the last checkpoint that the next one should not wait."""
+        ...
+
+    def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
+        """The devices to ask, in order: the first `size` of the ranking where all can be reached."""
+        ...
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        """Give the task to every device of the cohort and yield the replies, in the cohort's order."""
+        """Give the task to every device of the cohort and yield the replies, in the cohort's order.
+
+        Where devices are real, some may not answer: theirs are left out.
+        """
         ...
+
+    def evaluate(self, task: Task) -> Evaluation | None:
+        """How good the task's state is on what devices hold out; None where devices cannot be asked."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the devices."""
+        ...
+
+
+class Simulated:
+    """Devices in this process: all of them can always be asked, and their memories lie here."""
+
+    crowded = False
+
+    def __init__(self, devices: Sequence[Device], model: FlatModel, work: Work, memories: Memories) -> None:
+        self.devices, self.model, self.work, self.memories = devices, model, work, memories
+
+    def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
+        return first(ranking, size)
+
+    def evaluate(self, task: Task) -> Evaluation | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def first(ranking: Sequence[int], size: int) -> Sequence[int]:
+    """The first `size` devices of a ranking, in the devices' order."""
+    return ranking if size == len(ranking) and isinstance(ranking, range) else sorted(ranking[:size])

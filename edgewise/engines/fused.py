@@ -17,6 +17,7 @@ import torch
 from edgewise import local
 from edgewise.codecs import Sending
 from edgewise.device import Device, Memory, Reply, Task, Work
+from edgewise.engines.base import Simulated
 from edgewise.memories import Memories
 from edgewise.models.norms import set_devices
 from edgewise.vector import FlatModel
@@ -24,12 +25,12 @@ from edgewise.vector import FlatModel
 CACHED = 64  # images that a CPU core carries through a small network without leaving its cache
 
 
-class Fused:
+class Fused(Simulated):
     def __init__(
         self, devices: Sequence[Device], model: FlatModel, work: Work, memories: Memories, *, together: int
     ) -> None:
         """`together`: how many devices share a forward pass; 0 for all of them."""
-        self.devices, self.model, self.work, self.memories = devices, model, work, memories
+        super().__init__(devices, model, work, memories)
         self.together = together
 
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgewise.device import Device, Reply, Task, Work
-from edgewise.memories import Memories
-from edgewise.vector import FlatModel
+from edgewise.device import Reply, Task
+from edgewise.engines.base import Simulated
 
 
-class Inline:
-    def __init__(self, devices: Sequence[Device], model: FlatModel, work: Work, memories: Memories) -> None:
-        self.devices, self.model, self.work, self.memories = devices, model, work, memories
-
+class Inline(Simulated):
     def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
         agreed, dtype = self.work.agreed, self.model.buffers.dtype
         for id in cohort:

@@ -50,6 +50,7 @@ class Forecast:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", EdgewiseWarning)
                 parts = assemble(config)
+            assert parts.held is not None  # it is simulated
             found = skew(parts.held)
             gaps = sorted(gap.times for gap in layer_gaps(parts, range(config.devices)))
             loss = accuracies[self.iid] - accuracies[name]

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from edgewise import records
 from edgewise.assemble import Parts, SkewedNorm, assemble
 from edgewise.config import Config
@@ -33,12 +35,14 @@ DEVICES = 16  # that are measured, spread evenly over all; label counts are of a
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. `asked`: the config; `parts`: its run, assembled; `notes`: what its assembly warned
-    of, a line each.
+    """What was found. `asked`: the config; `data`: the data's name; `parts`: its run, assembled; `held`:
+    examples by (device, class); `notes`: what its assembly warned of, a line each.
     """
 
     asked: Config
+    data: str
     parts: Parts
+    held: Tensor
     skew: Skew
     gaps: tuple[LayerGap, ...]
     agreement: tuple[Agreement, ...]
@@ -49,9 +53,7 @@ class Inspection:
     @property
     def score(self) -> float:
         """The forecast of failure, 0..1: the share of class pairs that meet on no device, where the
-        model's norms
-
-        take their statistics from a device's batch; 0 where none does.
+        model's norms take their statistics from a device's batch; 0 where none does.
         """
         return self.skew.apart if device_normed(self.parts.model.module) else 0.0
 
@@ -103,6 +105,7 @@ def inspect(
     agreed = agreement(parts, devices)
     say("what a round sends")
     sent = traffic(parts)
+    assert parts.dataset is not None and parts.held is not None  # it is simulated
     dealt = skew(parts.held)
     norms = device_normed(parts.model.module)
     found = Findings(
@@ -115,7 +118,8 @@ def inspect(
         traffic=sent,
     )
     advice = tuple(advise(config, found))
-    return Inspection(config, parts, dealt, tuple(gaps), tuple(agreed), sent, notes, advice)
+    name = parts.dataset.name
+    return Inspection(config, name, parts, parts.held, dealt, tuple(gaps), tuple(agreed), sent, notes, advice)
 
 
 __all__ = ["Inspection", "inspect"]

@@ -41,9 +41,8 @@ class Advice:
 @dataclass(frozen=True)
 class Findings:
     """What the advice rests on. `norms`: names of norms whose statistics are a device's own; `broken`:
-    how many
-
-    of them differ between devices by more than chance; `foreign`: the model takes no norm from the run.
+    how many of them differ between devices by more than chance; `foreign`: the model takes no norm from
+    the run.
     """
 
     apart: float

@@ -69,7 +69,7 @@ def _updates(parts: Parts, start: State, device: int, indices: Tensor, marks: Se
     momentum, found = sgd.start(model.params), []
     for step in range(marks[-1]):
         model.grads.zero_()
-        local.gradient(model, parts.feed.batch(device, indices, step), parts.work.objective)
+        local.gradient(model, parts.work.feed.batch(device, indices, step), parts.terms.objective)
         if step == 0:
             found.append(-model.grads.clone())
         sgd.step(model.params, model.grads, momentum, 1.0, model.layout)

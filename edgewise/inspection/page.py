@@ -41,7 +41,7 @@ UPDATES = """Cosine of two devices' updates after some local steps, and their di
 def html(found: Inspection) -> str:
     """The page."""
     parts = found.parts
-    title = f"{parts.config.model} on {parts.dataset.name}, {parts.config.devices} devices"
+    title = f"{parts.config.model} on {found.data}, {parts.config.devices} devices"
     body = [
         f"<h1>Before training: {_text(title)}</h1>",
         f"<p><code>{_text(command(found.asked).replace(' run', ' inspect', 1))}</code></p>",
@@ -132,10 +132,10 @@ def _figure(draw: Callable[[Any], None], width: float, height: float) -> str:
 
 
 def _holdings(axes: Any, found: Inspection) -> None:
-    held = found.parts.held[:DEVICES].T.numpy()
+    held = found.held[:DEVICES].T.numpy()
     image = axes.imshow(held, aspect="auto", cmap="Blues", interpolation="nearest")
     axes.set(xlabel="device", ylabel="class")
-    classes = found.parts.dataset.classes
+    classes = found.parts.classes
     if len(classes) <= 20:
         axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.figure.colorbar(image, ax=axes, label="examples")

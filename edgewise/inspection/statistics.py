@@ -105,11 +105,12 @@ def _moments(parts: Parts, norms: dict[str, nn.Module], indices: Tensor) -> dict
     hooks = [module.register_forward_pre_hook(partial(watch, name)) for name, module in norms.items()]
     if len(indices) == 1:
         indices = indices.repeat(2)  # a batch norm may refuse a single example
+    feed = parts.work.feed
     try:
         parts.model.module.train()
         for piece in indices.split(max(parts.config.batch, 2)):
             if len(piece) > 1:
-                parts.model(parts.feed.plain(parts.feed.split.images[piece]))
+                parts.model(feed.plain(feed.split.images[piece]))
     finally:
         for hook in hooks:
             hook.remove()

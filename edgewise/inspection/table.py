@@ -33,7 +33,7 @@ def skew_rows(found: Inspection) -> list[tuple[str, str]]:
     return [
         ("label divergence", f"{skew.divergence:.2f} (0: one mix everywhere; 1: the device tells the label)"),
         ("class pairs that meet on no device", f"{skew.apart:.0%}"),
-        ("classes that one device alone holds", f"{skew.alone} of {len(found.parts.dataset.classes)}"),
+        ("classes that one device alone holds", f"{skew.alone} of {len(found.parts.classes)}"),
         ("quantity", f"{skew.smallest:.2f} to {skew.largest:.2f} of an even share"),
     ]
 

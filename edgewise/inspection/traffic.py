@@ -16,9 +16,7 @@ NETWORK = "lte"
 
 class Traffic:
     """`up` and `down`: bytes that one device sends and is sent in a round, as the run is set. `by_codec`:
-    what
-
-    it would send with other codecs. `seconds`: of both ways, on the network called `NETWORK`.
+    what it would send with other codecs. `seconds`: of both ways, on the network called `NETWORK`.
     """
 
     def __init__(self, up: int, down: int, by_codec: dict[str, int]) -> None:
@@ -35,7 +33,7 @@ def traffic(parts: Parts) -> Traffic:
     before, mode = model.read(), model.module.training
     try:
         model.grads.zero_()
-        local.gradient(model, parts.feed.batch(0, parts.devices[0].indices, 0), parts.work.objective)
+        local.gradient(model, parts.work.feed.batch(0, parts.devices[0].indices, 0), parts.terms.objective)
         update = model.grads.clone()
     finally:
         model.write(before)

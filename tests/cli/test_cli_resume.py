@@ -64,14 +64,14 @@ def test_a_changed_setting_is_refused(
     flags, was, now = change
     before = {path: path.read_bytes() for path in (folder / "run").iterdir()}
     error = edgewise("run", *flags, "--out", "run", "--resume", folder=folder).error
-    assert error == f"{name}: the run in run has {was}, not {now}; resume it as it was"
+    assert error == f"{name}: the run in run has {was}, not {now}; resume it as it was, or give another --out"
     assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before
 
 
 def test_a_change_in_a_config_file_is_refused(folder: Path) -> None:
     (folder / "c.toml").write_text("lr = 0.2\n")
     error = edgewise("run", "c.toml", "--out", "run", "--resume", folder=folder).error
-    assert error == "lr: the run in run has 0.05, not 0.2; resume it as it was"
+    assert error == "lr: the run in run has 0.05, not 0.2; resume it as it was, or give another --out"
 
 
 def test_a_setting_that_no_run_can_have_is_named(folder: Path) -> None:
@@ -162,7 +162,10 @@ def test_a_config_that_was_edited_is_noticed(folder: Path) -> None:
     path = folder / "run" / records.CONFIG
     path.write_text(path.read_text().replace("momentum = 0.9", "momentum = 0.8"))
     error = edgewise("run", "--out", "run", "--resume", folder=folder).error
-    assert error == f"momentum: run/{records.CHECKPOINT} has 0.9, not 0.8; resume it as it was"
+    assert (
+        error
+        == f"momentum: run/{records.CHECKPOINT} has 0.9, not 0.8; resume it as it was, or give another --out"
+    )
 
 
 def test_a_folder_without_its_config(folder: Path) -> None:

@@ -25,6 +25,7 @@ TEXTS: dict[str, list[str]] = {
     "stc": ["stc:0.01"],
     "dgc": ["dgc:0.001", "dgc:0.1:0", "dgc:0.1:3:8:0.9"],
     "powersgd": ["powersgd:4", "powersgd:2:16", "powersgd:2:8"],
+    "lowrank": ["lowrank:0.01", "lowrank:0.2"],
 }
 LISTED = [text for name in CODECS for text in TEXTS.get(name, [])]
 DEFAULTS = [TEXTS[name][0] for name in CODECS if name in TEXTS]

@@ -20,6 +20,7 @@ from edgewise.data.partition import (
     Partition,
     Quantity,
     UnheldClasses,
+    alike,
     deal,
 )
 from edgewise.errors import EdgewiseError
@@ -201,3 +202,40 @@ def test_illegal_settings_name_the_legal_ones() -> None:
             Dirichlet(value)
         with pytest.raises(EdgewiseError, match="above 0"):
             Quantity(value)
+
+
+# ---- other examples in the same mix ----
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), devices=st.integers(1, 6), classes=st.integers(1, 5))
+def test_other_examples_are_shared_out_as_the_first_ones_were(
+    data: st.DataObject, devices: int, classes: int
+) -> None:
+    row = st.lists(st.integers(0, 20), min_size=classes, max_size=classes)
+    table = torch.tensor(data.draw(st.lists(row, min_size=devices, max_size=devices)))
+    labels = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), max_size=80)), dtype=torch.int64)
+    parts = alike(table, labels)
+    assert len(parts) == devices and all(part.dtype == torch.int64 for part in parts)
+    owned = table.sum(0) > 0  # a class that nobody holds is nobody's
+    assert sorted(torch.cat(parts).tolist()) == owned[labels].nonzero().flatten().tolist()
+    for device, part in enumerate(parts):
+        for label in range(classes):
+            total = int(table[:, label].sum())
+            exact = int((labels == label).sum()) * int(table[device, label]) / total if total else 0.0
+            assert abs(int((labels[part] == label).sum()) - exact) < 1
+    assert all(torch.equal(one, two) for one, two in zip(parts, alike(table, labels), strict=True))
+
+
+def test_a_device_is_tested_on_the_mix_that_it_trains_on() -> None:
+    train, test = balanced(10, 40), balanced(10, 20)
+    parts = deal(Labels(2), train, 10, 5, 0)
+    table = torch.stack([torch.bincount(train.labels[part], minlength=10) for part in parts])
+    tests = alike(table, test.labels)
+    assert held(tests, test) == held(parts, train) == [[2 * d, 2 * d + 1] for d in range(5)]
+    assert [len(part) for part in tests] == [40] * 5
+
+
+def test_where_nobody_holds_anything_nothing_is_shared_out() -> None:
+    parts = alike(torch.zeros(3, 2, dtype=torch.int64), torch.tensor([0, 1, 1]))
+    assert [part.tolist() for part in parts] == [[]] * 3

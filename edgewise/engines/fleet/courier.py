@@ -1,0 +1,344 @@
+"""The coordinator's end of all streams: who is there, what they are sent, and what becomes of their answers.
+
+It lives on one event loop in a thread of its own. The engine (`fleet.py`) hands it a window, and waits for
+the window's answers in another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import grpc
+
+from edgewise.device import Reply
+from edgewise.engines.fleet.faults import Fault
+from edgewise.engines.fleet.journal import Entry, Journal
+from edgewise.engines.fleet.messages import FINISHED, REFUSED, STOPPING, TRAIN
+from edgewise.engines.fleet.metrics import Metrics
+from edgewise.engines.fleet.pace import Pace
+from edgewise.engines.fleet.roster import Member, flag
+from edgewise.engines.fleet.screen import Screen
+from edgewise.engines.fleet.session import Session
+from edgewise.engines.fleet.spool import Arrival, Spool
+from edgewise.engines.fleet.window import Taken, Window
+from edgewise.errors import EdgewiseError
+
+T = TypeVar("T")
+HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
+SILENT = 3  # beats without a word after which a stream is given up
+log = logging.getLogger("edgewise.coordinator")
+
+
+class Courier:
+    """`plan`: what every agent is told. `longest`: bytes of an update's frame at most."""
+
+    def __init__(
+        self, run: str, plan: dict[str, Any], longest: int, journal: Journal, spool: Spool, screen: Screen
+    ) -> None:
+        self.run, self.plan, self.longest = run, plan, longest
+        self.journal, self.spool, self.screen = journal, spool, screen
+        self.version = version("edgewise")
+        self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
+        self.sessions: dict[int, Session] = {}
+        self.revoked: set[int] = set()
+        self.window: Window | None = None
+        self.purpose = TRAIN
+        self.examples = 0  # that an update of the open round stands for
+        self._disk = ThreadPoolExecutor(8, "disk")
+        self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: tuple[int, str] | None = None
+        self._begun = asyncio.Event()  # a window, by this process
+
+    # ---- who is there ----
+
+    async def serve(self, member: Member, context: Any) -> None:
+        """Hold the stream of one agent."""
+        if self._ending is not None:
+            session = Session(self, member, context)
+            writing = asyncio.create_task(session.line.run())
+            await session.dismiss(self._ending[1], self._ending[0])
+            writing.cancel()
+            return
+        self.revoked.discard(member.id)  # it may have joined anew
+        while (old := self.sessions.get(member.id)) is not None:  # another one may come while this waits
+            await self._replace(old)
+        if member.id in self.revoked:  # meanwhile
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"device {member.id} was revoked")
+        session = self.sessions[member.id] = Session(self, member, context)
+        try:
+            await session.run(context.read)
+        finally:  # no waiting here: gRPC cancels a task whose stream has ended, whatever it is at
+            session.ready = False
+            if session.completing is None or session.completing.done():
+                self._gone(session)
+            else:  # until then the device's next stream has to wait
+                session.completing.add_done_callback(lambda _: self._gone(session))
+
+    def _gone(self, session: Session) -> None:
+        if self.sessions.get(session.device) is session:
+            del self.sessions[session.device]
+            self._count()
+            log.info("gone", extra={"device": session.device})
+
+    async def _replace(self, old: Session) -> None:
+        """The device has come again, by a new stream: what the old one had in hand is concluded first."""
+        self.note("replaced", "its earlier stream was still open", device=old.device)
+        waiting = [task for task in (old.task, old.completing) if task is not None]
+        if old.task is not None:
+            old.task.cancel()
+        await asyncio.wait(waiting)
+        self._gone(old)
+
+    def arrived(self, session: Session, coming: bool) -> None:
+        """A device is there; `coming`: its update of the open round is on its way, and needs no task."""
+        log.info("ready", extra={"device": session.device})
+        self._count()
+        if not coming:
+            self._push(session)
+
+    def present(self) -> set[int]:
+        """Devices that can be asked."""
+        return {device for device, session in self.sessions.items() if session.ready}
+
+    def expel(self, device: int, reason: str) -> None:
+        """End a revoked device's stream at once; no round waits for it."""
+        if (session := self.sessions.get(device)) is not None:
+            self._cut(session, reason)
+        self.revoked.add(device)
+        if self.window is not None and self.window.waits_for(device):
+            self.window.excuse(device, reason)
+            self._consider(self.window)
+
+    def supersede(self, device: int, fingerprint: str) -> None:
+        """The device has this certificate from now on: whoever came with the one before is sent away."""
+        session = self.sessions.get(device)
+        if session is not None and session.member.fingerprint != fingerprint:
+            self._cut(session, f"device {device} has another certificate by now")
+
+    def _cut(self, session: Session, reason: str) -> None:
+        session.ready = False
+        session.line.say(farewell={"kind": REFUSED, "reason": reason})
+        if session.task is not None:
+            self._later(0.2, session.task.cancel)
+
+    def _count(self) -> None:
+        self.metrics.connected.set(len(self.present()))
+
+    async def watch(self, beat: float) -> None:
+        """Give up streams that have gone silent."""
+        while True:
+            await asyncio.sleep(beat)
+            limit = time.monotonic() - SILENT * beat
+            for session in list(self.sessions.values()):
+                if session.heard < limit and session.task is not None:
+                    self.note("silent", f"nothing heard for {SILENT * beat:g} s", device=session.device)
+                    session.task.cancel()
+
+    # ---- a window ----
+
+    def begin(self, window: Window, purpose: int, examples: int) -> None:
+        """Open a window: its devices are sent their task as soon as they are there."""
+        self.window, self.purpose, self.examples = window, purpose, examples
+        self._begun.set()
+        self.metrics.round.set(window.round)
+        for device in window.asked:
+            if device in self.revoked and window.waits_for(device):
+                window.excuse(device, "it was revoked")  # since the round was opened
+            elif device in self.sessions:
+                self._push(self.sessions[device])
+        self._consider(window)
+
+    def _push(self, session: Session) -> None:
+        window = self.window
+        if window is None or not session.ready or not window.waits_for(session.device):
+            return
+        head, frames = window.load(session.device, session.held)
+        size = sum(map(len, frames))
+        lengths = [len(frame) for frame in frames]
+        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths, **head}
+        session.line.push(frames, done=lambda: self.metrics.sent.inc(size), task=body)
+        window.pushed.setdefault(session.device, time.monotonic())
+        self.fault.reached("pushed", window.round)
+
+    async def reopened(self, session: Session, round: int) -> None:
+        """Where this process has not come yet to a round that waits for the device: wait until it has."""
+        if self._begun.is_set():
+            return
+        opened = await asyncio.wrap_future(self.journal.round(self.run, round))
+        if opened is None or opened.closed or session.device in opened.taken:
+            return
+        while not self._begun.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), self.plan["beat"])
+            session.heard = time.monotonic()
+            session.line.say(beat={"number": 0})
+
+    def training(self, round: int, device: int) -> bool:
+        """Whether an update of this round is waited for."""
+        window = self.window
+        asked = window is not None and self.purpose == TRAIN and window.round == round
+        return asked and window is not None and window.waits_for(device)
+
+    async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
+        """Put an update into the journal and the round; False if the round was closed without it."""
+        window, round, device = self.window, arrival.round, session.device
+        reply, norm = found
+        if window is None or not self.training(round, device):
+            counts = await asyncio.wrap_future(self.journal.taken(self.run, round, device))
+            return counts == arrival.digest
+        window.doubt.add(device)
+        try:
+            entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
+            await asyncio.wrap_future(self.journal.take(self.run, entry))
+        except EdgewiseError:
+            self._later(0, lambda: self._consider(window))  # others may have waited for this one
+            raise
+        finally:
+            window.doubt.discard(device)
+        self.fault.reached("taken", round)
+        if not window.waits_for(device):
+            return True  # it has come twice, and counts once
+        self.screen.norms.append(norm)
+        hot = window.hot + arrival.length <= HOT
+        window.hot += arrival.length if hot else 0
+        window.take(device, Taken(arrival.digest, reply if hot else None))
+        self.metrics.updates.labels("taken").inc()
+        self._timed(window, device)
+        self._consider(window)
+        return True
+
+    def late(self, session: Session, round: int, counted: bool) -> None:
+        """An update of a round that has no place for it."""
+        window = self.window
+        if window is not None and window.round == round and session.device in window.pushed:
+            self._timed(window, session.device)
+        self.metrics.updates.labels("late").inc()
+        words = "another update of it counts" if counted else "the round is closed"
+        self.note("late", words, round, session.device)
+
+    async def refused(self, session: Session, round: int, reason: str) -> None:
+        """An update that is no update: its device is flagged, and not waited for."""
+        self.metrics.updates.labels("refused").inc()
+        self.note("refused", reason, round, session.device)
+        session.member = await asyncio.wrap_future(flag(self.journal, session.device))
+        self.failed(session, round, reason)
+
+    def failed(self, session: Session, round: int, reason: str) -> None:
+        """The device cannot answer."""
+        window = self.window
+        if window is not None and window.round == round and window.waits_for(session.device):
+            self.note("failed", reason, round, session.device)
+            self._fail(window, session.device, reason)
+
+    def scored(self, session: Session, scores: Any) -> None:
+        window = self.window
+        if window is None or self.purpose == TRAIN or window.round != scores.round:
+            return
+        if window.waits_for(session.device):
+            window.take(session.device, scores)
+            self.fault.reached("scored", window.round)
+            self._consider(window)
+
+    def _fail(self, window: Window, device: int, reason: str) -> None:
+        window.fail(device, reason)
+        self._consider(window)
+
+    def _timed(self, window: Window, device: int) -> None:
+        seconds = time.monotonic() - window.pushed.get(device, window.began)
+        self.pace.note(seconds)
+        self.metrics.answers.observe(seconds)
+
+    def _consider(self, window: Window) -> None:
+        """Close the window if that is due, or see when it will be."""
+        if window.closed or window is not self.window or window.doubt:
+            return
+        if window.enough:
+            self._shut(window)
+        elif window.valid and not window.timed:
+            window.timed = True
+            elapsed = time.monotonic() - window.began
+            allowance = self.pace.allowance or 2 * elapsed  # as long again, while nothing is known
+            self._later(max(0.0, allowance - elapsed), lambda: self._overdue(window))
+
+    def _overdue(self, window: Window) -> None:
+        if window.closed or window is not self.window:
+            return
+        if window.doubt:
+            self._later(0.01, lambda: self._overdue(window))
+        else:
+            self._shut(window)
+
+    def _shut(self, window: Window) -> None:
+        """Take no more from this moment on: what is journaled after it must not count."""
+        window.closed = True
+        self._spawn(self._close(window))
+
+    async def _close(self, window: Window) -> None:
+        """Where answers are missing, the journal says so before anything rests on it."""
+        missing = sorted({*window.missing(), *window.failed})
+        if self.purpose == TRAIN and window.valid:
+            closing = self.journal.close_round(self.run, window.round)
+            if missing:
+                try:
+                    await asyncio.wrap_future(closing)
+                except EdgewiseError as error:
+                    window.abandon(error)
+                    return
+                self.note("missing", f"closed without devices {missing}", window.round)
+            self.fault.reached("closed", window.round)
+            self.metrics.rounds.inc()
+            self.metrics.seconds.observe(time.monotonic() - window.began)
+        window.close()
+
+    # ---- the rest ----
+
+    async def on_disk(self, action: Callable[..., T], *arguments: Any) -> T:
+        """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
+        future = asyncio.get_running_loop().run_in_executor(self._disk, action, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    async def screened(self, arrival: Arrival) -> tuple[Reply, float]:
+        """The reply and its norm, of an update that may be taken; EdgewiseError for one that may not."""
+
+        def look() -> tuple[Reply, float]:
+            data = arrival.whole or self.spool.read(arrival.round, arrival.device, arrival.digest)
+            return self.screen.check(data, arrival.device, arrival.round, self.examples)
+
+        return await asyncio.get_running_loop().run_in_executor(self._look, look)
+
+    def note(self, kind: str, words: str, round: int | None = None, device: int | None = None) -> None:
+        """Log and journal something that an operator may want to know."""
+        log.warning(kind, extra={"device": device, "round": round, "words": words})
+        self.metrics.events.labels(kind).inc()
+        self.journal.event(kind, words, self.run, round, device)
+
+    async def end(self, finished: bool) -> None:
+        """Send everybody home: for good, or until the coordinator is back."""
+        kind, reason = (FINISHED, "the run is finished") if finished else (STOPPING, "the coordinator stops")
+        self._ending = (kind, reason)
+        sessions = list(self.sessions.values())
+        await asyncio.gather(*(session.dismiss(reason, kind) for session in sessions), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        self._disk.shutdown(wait=False)
+        self._look.shutdown(wait=False)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _later(self, seconds: float, action: Callable[[], Any]) -> None:
+        asyncio.get_running_loop().call_later(seconds, action)

@@ -1,0 +1,25 @@
+"""As many connections as the system lets a process have: each takes a file descriptor."""
+
+from __future__ import annotations
+
+import resource
+import warnings
+
+from edgewise.errors import EdgewiseWarning
+
+OTHERS = 256  # descriptors for files, libraries and short-lived connections
+
+
+def allow_connections(wanted: int | None = None) -> int:
+    """Raise this process's limit of open files as far as it may; the connections that leaves room for.
+
+    Warns if that is fewer than `wanted`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = hard - OTHERS if hard != resource.RLIM_INFINITY else 1 << 30
+    if wanted is not None and wanted > room:
+        text = f"open files: {hard} are allowed, room for {room} connections of {wanted}; raise ulimit -n"
+        warnings.warn(text, EdgewiseWarning, stacklevel=2)
+    return room

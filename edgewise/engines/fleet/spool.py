@@ -1,0 +1,195 @@
+"""The spool: updates as they arrive, one file each, until a checkpoint has made them dispensable.
+
+A file is named by its device and the digest of all its bytes, so an upload that was cut off goes on where it
+stopped, in the same process or the next. What counts is the journal's word, not that a file is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from edgewise.errors import EdgewiseError
+from edgewise.files import sync_folder
+
+BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is due
+
+
+class Spool:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = folder.rglob("*.update") if folder.exists() else ()
+        self._sizes = {path: path.stat().st_size for path in found}
+        self._lock, self.making = threading.Lock(), threading.Lock()
+        self.size = sum(self._sizes.values())  # bytes of all files
+
+    @property
+    def crowded(self) -> bool:
+        return self.size > BUDGET
+
+    def file(self, round: int, device: int, digest: str) -> Path:
+        return self.folder / str(round) / f"{device}-{digest[:32]}.update"
+
+    def arrived(self, round: int, device: int, digest: str) -> int:
+        """How many bytes of an update are here already."""
+        try:
+            return self.file(round, device, digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, round: int, device: int, digest: str) -> bytes:
+        """A whole update; EdgewiseError if its bytes are not those that were taken."""
+        path = self.file(round, device, digest)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EdgewiseError(f"{path}: cannot be read ({error.strerror}); the journal needs it") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
+        return content
+
+    def holds(self, path: Path, size: int) -> None:
+        """A file has this size now, or is gone; several threads say so."""
+        with self._lock:
+            self.size += size - self._sizes.pop(path, 0)
+            if size:
+                self._sizes[path] = size
+
+    def forget(self, round: int, device: int, but: Path) -> None:
+        """Remove what else a device sent in a round: it has room for one update, not for many."""
+        for path in (self.folder / str(round)).glob(f"{device}-*.update"):
+            if path != but:
+                path.unlink(missing_ok=True)
+                self.holds(path, 0)
+
+    def sweep(self, round: int) -> None:
+        """Remove what belongs to this round and earlier ones."""
+        if not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and int(path.name) <= round:
+                files = list(path.iterdir())
+                shutil.rmtree(path)
+                for file in files:
+                    self.holds(file, 0)
+
+
+class Arrival:
+    """One update on its way into the spool. Its methods block on the disk."""
+
+    def __init__(
+        self, spool: Spool, round: int, device: int, digest: str, length: int, offset: int = 0
+    ) -> None:
+        """`length`: of the whole update; `offset`: where its bytes go on; all before must be here."""
+        self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
+        self.path = spool.file(round, device, digest)
+        self.offset = 0
+        self.whole: bytes | None = None  # the bytes, where they came in one piece
+        self.resumed = offset > 0
+        self._start = offset
+        self._file: IO[bytes] | None = None
+        self._sum = hashlib.sha256()
+
+    @property
+    def complete(self) -> bool:
+        return self.offset == self.length
+
+    def write(self, data: bytes) -> None:
+        """The next bytes; EdgewiseError for more than were announced."""
+        with _shown(self.path):
+            if self._file is None:
+                self._open(self._start)
+            assert self._file is not None
+            if self.offset + len(data) > self.length:
+                raise EdgewiseError(f"an update longer than the {self.length} bytes it announced")
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            finally:
+                self._measure()
+        self._sum.update(data)
+        self.offset += len(data)
+        if len(data) == self.length:
+            self.whole = data
+
+    def _open(self, offset: int) -> None:
+        """Go on at `offset`; what is here beyond it is taken anew."""
+        self._make_folder()
+        self.spool.forget(self.round, self.device, self.path)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
+        while self.offset < offset:
+            found = self._file.read(min(1 << 20, offset - self.offset))
+            if not found:
+                raise EdgewiseError(
+                    f"an update that goes on at {offset}, of which {self.offset} bytes are here"
+                )
+            self._sum.update(found)
+            self.offset += len(found)
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        self._measure()
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        with self.spool.making:  # who finds a folder may rely on it: it is on the disk
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                for above in folder.parents[:3]:  # of the round, of the run, of the spool
+                    sync_folder(above)
+
+    def _measure(self) -> None:
+        assert self._file is not None
+        file = os.fstat(self._file.fileno())
+        self.spool.holds(self.path, file.st_size if file.st_nlink else 0)  # it may have been swept
+
+    def finish(self) -> None:
+        """All has come: check the digest and wait for the disk.
+
+        EdgewiseError if the digest is another; DiskError if that may be because a part of it had lain here,
+        and had not outlived a loss of power.
+        """
+        assert self._file is not None
+        if self._sum.hexdigest() != self.digest:
+            self.discard()
+            if self.resumed:
+                raise DiskError(f"{self.path}: what was here of it is damaged")
+            raise EdgewiseError("an update whose bytes do not have the digest it announced")
+        with _shown(self.path):
+            os.fsync(self._file.fileno())
+            with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
+                sync_folder(self.path.parent)
+        self.close()
+
+    def discard(self) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)
+        self.spool.holds(self.path, 0)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _shown:
+    """Turn what the disk refuses into one line that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+
+class DiskError(EdgewiseError):
+    """The disk refused; the same update may go through later."""

@@ -1,0 +1,77 @@
+"""Where a run stands on the coordinator, and how that gets into a checkpoint and out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.algorithms.base import Server
+from edgewise.assemble import Parts
+from edgewise.broadcast import Broadcast, broadcast
+from edgewise.config import Config
+from edgewise.engines import Engine
+from edgewise.errors import EdgewiseError
+from edgewise.memories import Note
+from edgewise.reconcile import agree
+from edgewise.records import Checkpoint
+from edgewise.vector import State
+
+TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
+BROADCAST = "broadcast/"  # and the tensors of the way down
+
+
+@dataclass
+class Progress:
+    """Where a run stands on the coordinator: all that a checkpoint holds beside the devices' memories."""
+
+    server: Server
+    way: Broadcast
+    round: int = 0
+    examples: int = 0  # seen by all devices together
+    note: dict[str, Any] | None = None  # the schedule's
+
+    @classmethod
+    def start(cls, parts: Parts) -> Progress:
+        config = parts.config
+        server = parts.terms.algorithm.start(parts.model.read())
+        return cls(server, broadcast(config.codec_down, parts.model.layout, config.seed))
+
+    def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
+        state = self.server.state
+        tensors = dict(zip(TENSORS, (state.params, state.buffers, self.server.momentum), strict=True))
+        sent, way = self.way.save()
+        tensors |= {f"{BROADCAST}{name}": tensor for name, tensor in sent.items()}
+        note = {
+            "round": self.round,
+            "examples": self.examples,
+            "schedule": self.note or {},
+            "memories": engine.memories.save(),
+            "broadcast": way,
+            "layout": parts.model.layout.digest,
+            "settings": parts.config.flat(),
+        }
+        return Checkpoint(tensors, note)
+
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, parts: Parts, path: Path) -> tuple[Progress, Note]:
+        """The progress, and what finds devices' memories; EdgewiseError for another run's checkpoint."""
+        model, note = parts.model, checkpoint.note
+        try:
+            tensors = {name: tensor.to(model.params.device) for name, tensor in checkpoint.tensors.items()}
+            params, buffers, momentum = (tensors[name] for name in TENSORS)
+            round, schedule, layout = note["round"], note["schedule"], note["layout"]
+            examples = note["examples"]
+            # config.toml may have been edited since.
+            agree(str(path), Config.of(note["settings"]).flat(), parts.config.flat())
+            memories, way = note["memories"], note["broadcast"]
+        except KeyError as error:
+            raise EdgewiseError(f"{path}: the checkpoint lacks {error}") from None
+        if layout != model.layout.digest:
+            raise EdgewiseError(f"{path}: the checkpoint belongs to another model")
+        progress = cls.start(parts)
+        sent = {n.removeprefix(BROADCAST): t for n, t in tensors.items() if n.startswith(BROADCAST)}
+        progress.way.restore(sent, way)
+        progress.server = Server(State(params, buffers), momentum)
+        progress.round, progress.examples, progress.note = round, examples, schedule
+        return progress, memories

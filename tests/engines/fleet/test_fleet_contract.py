@@ -1,0 +1,76 @@
+"""The contract of an engine, for the fleet: the model of the inline loop, bit for bit.
+
+Real agents over gRPC, in this process (fleet_in_process.py). The rows are pairs over the tables, not their
+product: every codec goes up once and down once, under some algorithm, norm and precision; every algorithm
+meets a lossless and a lossy codec.
+"""
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_in_process import InProcess, config, simulated, specks
+from specimens import TEXTS
+
+from edgewise import records
+from edgewise.algorithms import ALGORITHMS
+from edgewise.codecs import CODECS, DGC, inner, parse
+from edgewise.data import Dataset
+from edgewise.engines.fleet.identity import Authority
+from edgewise.models.norms import NORMS
+
+LOCKSTEP = "batch-sync"  # which a fleet cannot give
+SAME = ("model_digest", "accuracy", "per_class", "steps", "rounds", "examples_seen", "bytes_up", "bytes_down")
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return specks()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("fleet") / "ca")
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    ups = [TEXTS[name][-1] for name in CODECS]
+    downs = ["none" if isinstance(inner(parse(text)), DGC) else text for text in (*ups[5:], *ups[:5])]
+    norms, turns = cycle(name for name in NORMS if name != LOCKSTEP), cycle(ALGORITHMS)
+    for up, down, precision in zip(ups, downs, cycle(["fp32", "fp32", "fp64"]), strict=False):
+        mixed = {"codec": up, "codec_down": down, "norm": next(norms), "precision": precision}
+        yield {"algorithm": next(turns), **mixed}
+    for algorithm in ALGORITHMS:
+        yield {"algorithm": algorithm, "codec": "none", "norm": "batch"}
+        yield {"algorithm": algorithm, "codec": "int8:zstd", "codec_down": "int4:zstd", "norm": "group"}
+
+
+def named(row: dict[str, Any]) -> str:
+    return " ".join(map(str, row.values()))
+
+
+def agree(fleet: InProcess, expected: dict[str, Any]) -> None:
+    assert {name: fleet.summary[name] for name in SAME} == {name: expected[name] for name in SAME}
+
+
+@pytest.mark.parametrize("row", list(rows()), ids=named)
+def test_the_fleet_gives_the_model_of_the_inline_loop(
+    data: Dataset, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    settings = config(**row)
+    fleet = InProcess(tmp_path, data)
+    losses = [round.train_loss for round in fleet.play(settings)]
+    agree(fleet, simulated(settings, data, tmp_path / "inline"))
+    assert losses == [row["train_loss"] for row in records.rows(tmp_path / "inline")]
+
+
+def test_over_tls_with_a_cohort_of_some_and_differences_that_some_missed(
+    data: Dataset, authority: Authority, tmp_path: Path
+) -> None:
+    mixed = {"codec": "topk:0.2:8", "codec_down": "int8", "norm": "batch"}
+    settings = config(devices=5, partition="iid", cohort=2, algorithm="fedavg", steps=16, **mixed)
+    fleet = InProcess(tmp_path, data, authority)
+    fleet.play(settings)
+    agree(fleet, simulated(settings, data, tmp_path / "inline"))
