@@ -81,6 +81,7 @@ def example(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("name", "least"), [("regression", 0.7), ("multilabel", 0.6)])
-def test_the_examples_learn(name: str, least: float, tmp_path: Path) -> None:
-    assert example(name).main(str(tmp_path / "run"), steps=40) > least
+@pytest.mark.parametrize(("name", "steps", "constant"), [("regression", 60, 0.31), ("multilabel", 40, 0.45)])
+def test_the_examples_learn(name: str, steps: int, constant: float, tmp_path: Path) -> None:
+    """More than the best answer that is the same for every picture."""
+    assert example(name).main(str(tmp_path / "run"), steps=steps) > constant + 0.15

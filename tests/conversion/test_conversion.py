@@ -112,7 +112,7 @@ def test_fixup_starts_as_fixup_does() -> None:
     last, first = made.get_submodule("3.conv2"), made.get_submodule("3.conv1")
     assert not last.weight.any() and last.scale.item() == 1.0  # type: ignore[operator, arg-type]
     # Two branches of two convolutions: He's draw times 2 ** -0.5.
-    assert float(first.weight.std()) == pytest.approx((2 / (8 * 9) / 2) ** 0.5, rel=0.1)  # type: ignore[operator, union-attr, arg-type]
+    assert float(first.weight.detach().std()) == pytest.approx((2 / (8 * 9) / 2) ** 0.5, rel=0.1)  # type: ignore[operator, union-attr, arg-type]
     kind = kinds(made)
     assert kind["3.conv2.scale"] == kind["3.conv1.before"] == "scalar" and kind["3.conv1.weight"] == "weight"
 
