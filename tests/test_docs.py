@@ -11,9 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-from command import Done, edgewise
+from command import edgewise
 from PIL import Image
+
+from edgewise.cli import edgewise as group
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,39 +55,61 @@ def test_commands_are_made_small_and_nothing_else() -> None:
         *TINY,
     ]
     assert small(["report", "runs", "--steps", "9"]) == ["report", "runs", "--steps", "9"]
-    assert sum(len(commands(page)) for page in PAGES) > 30
 
 
-def play(line: str, folder: Path) -> Done:
-    _, *words = shlex.split(line)
-    if words[0] == "reproduce":  # an hour: that its runs are legal is another test's; here that it parses
-        return edgewise("reproduce", "--help", folder=folder)
-    return edgewise(*small(words), folder=folder)
+def parse(words: list[str]) -> None:
+    """Hold a command's words to the command line as it is, without running it."""
+    found: click.Command = group
+    while isinstance(found, click.Group) and words[0] in found.commands:
+        found, words = found.commands[words[0]], words[1:]
+    found.make_context(found.name, words)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_every_command_of_the_pages_parses() -> None:
+    lines = [(page.name, line) for page in PAGES for line in commands(page)]
+    for name, line in lines:
+        try:
+            parse(shlex.split(line.rstrip(" &"))[1:])
+        except (click.ClickException, SystemExit) as error:
+            pytest.fail(f"{name}: {line}: {error}")
+    assert len(lines) > 30
+
+
+def elsewhere(line: str) -> bool:
+    """Whether another test plays a command: fleets take several terminals, figures an hour
+    (tests/test_docs_fleet.py, tests/test_experiments.py)."""
+    return line.split()[1] in ("coordinator", "agent", "reproduce") or "--engine fleet" in line
+
+
+def take_for_granted(words: list[str], folder: Path) -> None:
+    """Runs that a command reads and its page does not make."""
+    if words[0] not in ("report", "export"):
+        return
+    for name in words[1 : next((i for i, w in enumerate(words) if w.startswith("-")), None)]:
+        if not (folder / name).exists():
+            made = edgewise("run", *TINY, "--out", name if "/" in name else f"{name}/one", folder=folder)
+            assert made.status == 0, made.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page) and page != HOW_TO], ids=lambda page: page.stem
+)
 def test_every_command_of_a_page_runs_at_a_small_size(page: Path, tmp_path: Path) -> None:
     """In the order of the page, in one folder: what a command reads, an earlier one has written."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for run in ("topk", "first", "fixup"):  # folders that pages take for granted
-        if f"runs/{run}" in page.read_text() and f"--out runs/{run}" not in "\n".join(commands(page)):
-            edgewise("run", *TINY, "--out", f"runs/{run}", folder=tmp_path)
     for line in commands(page):
-        if (
-            "executorch" in line
-            or "my_" in line
-            or "DIR" in line
-            or ("shelf:data" in line and "examples" not in line)
-        ):
-            continue  # its own test, and forms rather than commands
-        done = play(line, tmp_path)
+        if elsewhere(line):
+            continue
+        words = small(shlex.split(line)[1:])
+        take_for_granted(words, tmp_path)
+        done = edgewise(*words, folder=tmp_path)
         assert done.status == 0, (line, done.err[-800:])
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.stem == "your-own"], ids=lambda page: page.stem)
-def test_python_of_the_pages_runs(page: Path, tmp_path: Path) -> None:
+def test_python_of_your_own_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for block in blocks(page, {"python"}):
+    for block in blocks(ROOT / "docs" / "your-own.md", {"python"}):
         done = edgewise(folder=tmp_path, program=f"import sys; sys.path.insert(0, '.')\n{block}")
         assert done.status == 0, done.err
 

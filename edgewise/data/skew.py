@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Where batch norm is expected to cost more than ten points: chosen on the "rehearsal" splits of
-# results/inspect, and judged on others.
+# results/foresight, and judged on others.
 BREAKS = 0.84
 
 

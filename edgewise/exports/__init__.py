@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,8 @@ TIMED = 30
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written. `difference`: of a logit, at most; `accuracy` is the file's, `trained` the
-    model's,
-
-    on `samples` test examples; `latency`: seconds for one call with `batch` examples (1 if dynamic), the
+    """A file that was written. `difference`: of a logit, at most; `largest`: logit; `accuracy` is the file's, `trained` the
+    model's, on `samples` test examples; `latency`: seconds for one call with `batch` examples (1 if dynamic), the
     median of several on this machine's CPU; `folded`: norms that went into the weights before them.
     """
 
@@ -52,6 +50,7 @@ class Export:
     latency: float
     samples: int
     difference: float
+    largest: float
     accuracy: float
     trained: float
     folded: tuple[str, ...]
@@ -62,7 +61,8 @@ class Export:
         kind = f"{self.format}{', int8' if self.int8 else ''}, batch {self.batch or 'dynamic'}"
         return (
             f"{self.path}: {kind}, {self.size:,} bytes; {len(self.folded)} layers folded\n"
-            f"on {self.samples} test examples: logits differ by at most {self.difference:.2g}; "
+            f"on {self.samples} test examples: logits differ by at most {self.difference:.2g} "
+            f"(largest: {self.largest:.2g}); "
             f"accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}\n"
             f"{1000 * self.latency:.2f} ms for {self.batch or 1} on this CPU (median of {TIMED})"
         )
@@ -89,9 +89,8 @@ def export(  # noqa: PLR0913  (options of one act, all by name)
     """
     made = _format(format)
     require(made.needs, made.extra)
+    path, size = _place(run, out, made), _size(batch, format, made)
     trained = run if isinstance(run, Trained) else Trained.read(run, dataset)
-    path = _place(run, out, made)
-    size = _size(batch, format, made)
     data = trained.dataset
     images = data.train.images[: max(CALIBRATION, size or 0)]
     model, folded = deploy(trained.module, data.mean, data.std, images[:8])
@@ -103,7 +102,7 @@ def export(  # noqa: PLR0913  (options of one act, all by name)
         result = _compared(model, predict, data.test, size, trained.config.objective)
         _accept(result, int8, max_drop)
         latency = _latency(predict, images[: size or 1])
-    found = Export(path, format, int8, size, len(content), latency, *result.shown, folded=tuple(folded))
+    found = Export(path, format, int8, size, len(content), latency, *astuple(result), tuple(folded))
     _write(found, content, data)
     return found
 
@@ -164,13 +163,9 @@ def _line(error: BaseException) -> str:
 class _Result:
     samples: int
     difference: float
+    largest: float
     accuracy: float
     trained: float
-    scale: float
-
-    @property
-    def shown(self) -> tuple[int, float, float, float]:
-        return self.samples, self.difference, self.accuracy, self.trained
 
 
 @torch.no_grad()
@@ -192,7 +187,7 @@ def _compared(
         raise EdgewiseError(f"export: the file gives {tuple(found.shape)}, the model {tuple(expected.shape)}")
     scores = [float(objective.scores(answers, truth).mean()) for answers in (found, expected)]
     difference = float((found - expected).abs().max())
-    return _Result(count, difference, scores[0], scores[1], float(expected.abs().max()))
+    return _Result(count, difference, float(expected.abs().max()), scores[0], scores[1])
 
 
 def _accept(result: _Result, int8: bool, max_drop: float) -> None:
@@ -203,7 +198,7 @@ def _accept(result: _Result, int8: bool, max_drop: float) -> None:
                 f"{result.samples} test examples; nothing was written (--max-drop {max_drop:g})"
             )
         return
-    if not result.difference <= PARITY * max(1.0, result.scale):
+    if not result.difference <= PARITY * max(1.0, result.largest):
         raise EdgewiseError(
             f"export: no parity: logits differ by {result.difference:.2g} on {result.samples} test examples, "
             f"legal: {PARITY:g}; nothing was written"

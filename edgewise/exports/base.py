@@ -30,7 +30,6 @@ class Format(Protocol):
         self, model: Deployed, images: Tensor, batch: int | None, calibration: Tensor | None, folder: Path
     ) -> bytes:
         """The file for `model`. `images` (N, C, H, W) are an example; `batch` is how many the file takes at a
-
         time, None for any number. With `calibration` images, weights and activations are int8. `folder` is
         there for what only exists as a file.
         """

@@ -12,9 +12,7 @@ from edgewise.models.outputs import logits
 
 
 class Deployed(nn.Module):
-    """Images as bytes (N, C, H, W) to logits (N, outputs): with the normalisation that training used in
-    it.
-    """
+    """Images as bytes (N, C, H, W) to logits (N, outputs): with training's normalisation in it."""
 
     mean: Tensor
     std: Tensor

@@ -13,6 +13,9 @@ from edgewise.conversion.residual import quiet
 from edgewise.exports.base import Predict
 from edgewise.exports.deployed import Deployed
 
+# Stay in floats: ONNX Runtime gives each of their weights' channels a scale along an axis that is not there.
+FLOAT = {"InstanceNormalization", "LayerNormalization", "GroupNormalization"}
+
 
 class Onnx:
     suffix = ".onnx"
@@ -59,6 +62,7 @@ class Onnx:
 
 def _quantized(path: Path, batches: tuple[Tensor, ...], folder: Path) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -71,5 +75,12 @@ def _quantized(path: Path, batches: tuple[Tensor, ...], folder: Path) -> Path:
 
     ready, made = folder / "ready.onnx", folder / "int8.onnx"
     quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-    quantize_static(str(ready), str(made), Reader(), per_channel=True, weight_type=QuantType.QInt8)
+    quantize_static(
+        str(ready),
+        str(made),
+        Reader(),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=sorted(set(QDQRegistry) - FLOAT),
+    )
     return made

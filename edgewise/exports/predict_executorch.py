@@ -1,6 +1,4 @@
-"""What is on a picture? `python predict.py model.pte picture.png`, with executorch, numpy and pillow
-alone.
-"""
+"""What is on a picture? `python predict.py model.pte picture.png`; needs executorch, numpy and pillow."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What is on a picture? `python predict.py model.onnx picture.png`, with onnxruntime, numpy and pillow
-alone.
-"""
+"""What is on a picture? `python predict.py model.onnx picture.png`; needs onnxruntime, numpy and pillow."""
 
 from __future__ import annotations
 

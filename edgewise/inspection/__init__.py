@@ -5,7 +5,7 @@
     found.write("out/inspect.html")
 
 Everything is measured on the initial weights, from the label counts and one pass over part of the data. A
-score from there is a forecast, not a result: results/inspect has how often it was right.
+score from there is a forecast, not a result: results/foresight has how often it was right.
 """
 
 from __future__ import annotations

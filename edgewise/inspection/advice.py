@@ -1,7 +1,7 @@
 """What to change, why, and the command that does it. Every piece rests on a number that was measured here.
 
 The thresholds and where they come from: BREAKS (data/skew.py) was chosen on made splits and judged on
-others (results/inspect); that one gradient a step is exact whatever the split, for norms that do not look
+others (results/foresight); that one gradient a step is exact whatever the split, for norms that do not look
 at the batch, is a theorem (tests/test_exact.py); what codecs cost is in results/compression.
 """
 
