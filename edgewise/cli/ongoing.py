@@ -12,6 +12,8 @@ from edgewise.cli.run import given_settings, say_warnings, settings
 if TYPE_CHECKING:
     from edgewise.releases import Event
 
+INTERRUPTED = 130
+
 
 @click.command()
 @click.argument("config_file", required=False, metavar="[CONFIG.toml]", type=click.Path(path_type=Path))
@@ -41,10 +43,13 @@ def ongoing(
 
     say_warnings()
     config = given_settings(config_file, flags, extras)
-    for phase in play.ongoing(config, out, phases=phases, tolerance=tolerance):
-        click.echo(
-            f"phase {phase.number}: {phase.classes} classes, {phase.examples} examples: {_line(phase.event)}"
-        )
+    try:
+        for phase in play.ongoing(config, out, phases=phases, tolerance=tolerance):
+            told = f"phase {phase.number}: {phase.classes} classes, {phase.examples} examples"
+            click.echo(f"{told}: {_line(phase.event)}")
+    except KeyboardInterrupt:
+        click.echo("edgewise: interrupted; the same command goes on", err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 @click.command()

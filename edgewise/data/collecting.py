@@ -117,6 +117,8 @@ def _is_array(value: Any) -> bool:
 
 def _pair(part: Any, where: str, size: int | None) -> tuple[Array, Array]:
     if isinstance(part, tuple) and len(part) == 2 and _is_array(part[0]):
+        if len(part[0]) != len(part[1]):
+            raise EdgewiseError(f"{where}: {len(part[0])} images, {len(part[1])} labels")
         return part
     if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
         raise EdgewiseError(

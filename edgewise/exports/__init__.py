@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ TIMED = 30
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written. `difference`: of a logit, at most; `largest`: logit; `accuracy` is the file's, `trained` the
-    model's, on `samples` test examples; `latency`: seconds for one call with `batch` examples (1 if dynamic), the
-    median of several on this machine's CPU; `folded`: norms that went into the weights before them.
+    """A file that was written. On `samples` test examples: `difference` of a logit, at most, `largest` logit,
+    `accuracy` of the file and that of the model, `trained`. `latency`: seconds for one call with `batch`
+    examples (1 if dynamic), the median of several on this machine's CPU; `folded`: norms that went into the
+    weights before them.
     """
 
     path: Path
@@ -102,7 +103,8 @@ def export(  # noqa: PLR0913  (options of one act, all by name)
         result = _compared(model, predict, data.test, size, trained.config.objective)
         _accept(result, int8, max_drop)
         latency = _latency(predict, images[: size or 1])
-    found = Export(path, format, int8, size, len(content), latency, *astuple(result), tuple(folded))
+    facts = asdict(result) | {"folded": tuple(folded)}
+    found = Export(path, format, int8, size, len(content), latency, **facts)
     _write(found, content, data)
     return found
 

@@ -34,15 +34,19 @@ def _torchvision(name: str, shape: Shape, classes: int) -> nn.Module:
 
 def _transformers(name: str, shape: Shape, classes: int) -> nn.Module:
     package = importlib.import_module("transformers")
-    own = {"num_labels": classes, "num_channels": shape[0], "image_size": max(shape[1:])}
     auto: Any = package.AutoModelForImageClassification
-    if Path(name).is_dir():
-        made: nn.Module = auto.from_pretrained(
-            name, local_files_only=True, ignore_mismatched_sizes=True, **own
-        )
+    own = {"num_labels": classes, "num_channels": shape[0], "image_size": max(shape[1:])}
+    if not Path(name).is_dir():
+        made: nn.Module = auto.from_config(package.AutoConfig.for_model(name, **own))
         return made
-    model: nn.Module = auto.from_config(package.AutoConfig.for_model(name, **own))
-    return model
+    config = package.AutoConfig.from_pretrained(name, local_files_only=True)
+    for key, value in own.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    read: nn.Module = auto.from_pretrained(
+        name, config=config, local_files_only=True, ignore_mismatched_sizes=True
+    )
+    return read
 
 
 ZOO: dict[str, Callable[[str, Shape, int], nn.Module]] = {
