@@ -92,6 +92,7 @@ def test_a_drifting_stream_from_end_to_end(tmp_path: Path) -> None:
         list(ongoing(TINY, tmp_path / "o", phases=11))
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_stopped_ends_in_the_same_releases(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     flags = ["ongoing", "--model", MODEL, "--devices", 3, "--batch", 4, "--steps", 60, "--phases", 2]

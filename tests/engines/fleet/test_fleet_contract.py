@@ -6,19 +6,24 @@ meets a lossless and a lossy codec.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fleet_in_process import InProcess, config, simulated, specks
 from specimens import TEXTS
+from torch import nn
 
 from edgewise import records
 from edgewise.algorithms import ALGORITHMS
 from edgewise.codecs import CODECS, DGC, inner, parse
 from edgewise.data import Dataset
+from edgewise.deploy import assemble_coordinator
 from edgewise.engines.fleet.identity import Authority
+from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS
 
 LOCKSTEP = "batch-sync"  # which a fleet cannot give
@@ -74,3 +79,44 @@ def test_over_tls_with_a_cohort_of_some_and_differences_that_some_missed(
     fleet = InProcess(tmp_path, data, authority)
     fleet.play(settings)
     agree(fleet, simulated(settings, data, tmp_path / "inline"))
+
+
+NORMED = f"{__name__}:normed"
+
+
+def normed(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A model with a batch norm of its own."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 2, classes)
+    )
+
+
+def test_a_converted_model_that_starts_from_weights_and_learns_targets(data: Dataset, tmp_path: Path) -> None:
+    """The coordinator alone has the weights' file: devices get the state that it begins with."""
+    train, test = (
+        replace(split, targets=torch.stack((split.labels % 2, split.labels // 2), 1).float())
+        for split in (data.train, data.test)
+    )
+    dataset = replace(data, train=train, test=test)
+    own = {"model": NORMED, "convert": True, "objective": "squared-error", "lr": 0.01}
+    first = simulated(config(**own), dataset, tmp_path / "first")
+    weights = (tmp_path / "first" / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    settings = config(**own, start=str(weights))
+    fleet = InProcess(tmp_path, dataset)
+
+    def hide(_: InProcess) -> None:
+        weights.rename(tmp_path / "elsewhere")
+
+    fleet.ready = hide  # before a device is there
+    fleet.play(settings)
+    weights.with_name("elsewhere").rename(weights)
+    agree(fleet, simulated(settings, dataset, tmp_path / "inline"))
+    assert fleet.summary["model_digest"] != first["model_digest"]
+
+
+def test_a_coordinator_without_data_trains_for_classes_only(tmp_path: Path, data: Dataset) -> None:
+    with pytest.raises(EdgewiseError, match="objective: a coordinator without data"):
+        assemble_coordinator(config(objective="squared-error"), (data.shape, len(data.classes)))
+    own = config(model=NORMED, convert=True)
+    parts = assemble_coordinator(own, (data.shape, len(data.classes)))
+    assert parts.model.layout == assemble_coordinator(own, data).model.layout
