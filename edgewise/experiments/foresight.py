@@ -43,7 +43,7 @@ DIGITS = Config(
 SCALES: dict[str, tuple[Config, dict[str, Partition]]] = {
     "rehearsal": (replace(DIGITS, seed=7), OTHERS),
     "demo": (DIGITS, SPLITS),
-    "laptop": (replace(DIGITS, data="cifar10", width=8, batch=16, augment=None, steps=100), SPLITS),
+    "laptop": (replace(DIGITS, data="cifar10", width=8, batch=16, augment=None, steps=300), SPLITS),
 }
 
 
