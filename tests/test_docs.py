@@ -126,7 +126,7 @@ def test_the_how_to_runs_from_top_to_bottom(tmp_path: Path) -> None:
         done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (body, done.stderr[-2000:])
     made = {path.name for path in (tmp_path / "runs" / "shelf").rglob("*") if path.is_file()}
-    assert {"model.onnx", "model.pte", "predict.py", "model.json"} <= made
+    assert {"model.onnx", "model.pte", "predict_onnx.py", "predict_executorch.py", "model.pte.json"} <= made
     assert (tmp_path / "out" / "inspect.html").exists()
 
 

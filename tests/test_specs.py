@@ -106,7 +106,11 @@ def test_numbers_are_written_short() -> None:
 @pytest.mark.parametrize(
     ("what", "text", "says"),
     [
-        ("norm", "bach", r"norm: 'bach' is unknown; one of: batch, batch-sync, group\[:groups\], layer"),
+        (
+            "norm",
+            "bach",
+            r"norm: 'bach' is unknown; one of: batch, batch-sync, batch-renorm\[:r_max\]\[:d_max\]",
+        ),
         ("partition", "", r"'' is unknown; one of: iid, labels:K\[:overlap\], dirichlet:ALPHA"),
         ("partition", "labels", r"'labels' lacks a value; its form is labels:K\[:overlap\]"),
         ("partition", "labels:two", r"does not fit the form labels:K\[:overlap\]"),

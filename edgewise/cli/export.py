@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgewise.cli.stopping import stopped_with
+
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
@@ -22,10 +24,11 @@ def export(run: Path, kind: str, batch: str, int8: bool, max_drop: float, out: P
     """Write the model of a finished RUN as a file that devices run.
 
     The file takes images as bytes (N, C, H, W) and gives logits. It is tried on test examples first; one
-    that does not answer as the trained model is not written. Beside it: predict.py, and a JSON file with
-    its facts.
+    that does not answer as the trained model is not written. Beside it: predict_onnx.py or
+    predict_executorch.py, which runs it, and a JSON file with its facts.
     """
     from edgewise import exports  # here, because it imports PyTorch
 
     size = int(batch) if batch.isascii() and batch.isdigit() else batch
-    click.echo(exports.export(run, kind, out=out, batch=size, int8=int8, max_drop=max_drop).text)
+    with stopped_with("nothing was written"):
+        click.echo(exports.export(run, kind, out=out, batch=size, int8=int8, max_drop=max_drop).text)

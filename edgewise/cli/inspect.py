@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgewise.cli.run import given_settings, settings
+from edgewise.cli.stopping import stopped_with
 
 PAGE = Path("out/inspect.html")
 
@@ -27,6 +28,7 @@ def inspect(config_file: Path | None, extras: tuple[str, ...], out: Path, **flag
     from edgewise import inspection  # here, because it imports PyTorch
 
     config = given_settings(config_file, flags, extras)
-    found = inspection.inspect(config, say=lambda words: click.echo(f"measuring {words}", err=True))
+    with stopped_with("nothing was written"):
+        found = inspection.inspect(config, say=lambda words: click.echo(f"measuring {words}", err=True))
     click.echo(found.text)
     click.echo(f"wrote {click.format_filename(found.write(out))}")

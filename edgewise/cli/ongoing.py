@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgewise.cli.run import given_settings, say_warnings, settings
+from edgewise.cli.stopping import stopped_with
 
 if TYPE_CHECKING:
     from edgewise.releases import Event
-
-INTERRUPTED = 130
 
 
 @click.command()
@@ -43,13 +42,10 @@ def ongoing(
 
     say_warnings()
     config = given_settings(config_file, flags, extras)
-    try:
+    with stopped_with("the same command goes on"):
         for phase in play.ongoing(config, out, phases=phases, tolerance=tolerance):
             told = f"phase {phase.number}: {phase.classes} classes, {phase.examples} examples"
             click.echo(f"{told}: {_line(phase.event)}")
-    except KeyboardInterrupt:
-        click.echo("edgewise: interrupted; the same command goes on", err=True)
-        raise SystemExit(INTERRUPTED) from None
 
 
 @click.command()

@@ -79,7 +79,7 @@ def export(  # noqa: PLR0913  (options of one act, all by name)
     dataset: Dataset | None = None,
     max_drop: float = DROP,
 ) -> Export:
-    """Write a run's model as a file for devices, with `predict.py` and a JSON file of its facts beside it.
+    """Write a run's model as a file for devices; beside it a program that runs it, and its facts as JSON.
 
     `run`: a run's folder, or one that was read. `out`: the file, else model.onnx or model.pte in the
     folder. `batch`: how many images the file takes at a time, or "dynamic" for any number; "auto" is
@@ -223,10 +223,21 @@ def _write(found: Export, content: bytes, data: Dataset) -> None:
     except OSError as error:
         raise EdgewiseError(f"{found.path}: cannot be written ({error.strerror})") from None
     facts = asdict(found) | {"path": found.path.name, "shape": data.shape, "classes": data.classes}
-    script = Path(__file__).with_name(f"predict_{found.format}.py").read_text(encoding="utf-8")
-    records.write(found.path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
-    records.write(found.path.with_name("predict.py"), script)
-    records.write(found.path, content)
+    name = f"predict_{found.format}.py"
+    script = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    files: dict[Path, str | bytes] = {
+        found.path: content,
+        found.path.with_name(f"{found.path.name}.json"): json.dumps(facts, indent=2) + "\n",
+        found.path.with_name(name): script,
+    }
+    new = [path for path in files if not path.exists()]
+    try:
+        for path, text in files.items():
+            records.write(path, text)
+    except EdgewiseError:
+        for path in new:  # a file without its facts is of no use
+            path.unlink(missing_ok=True)
+        raise
 
 
 __all__ = ["FORMATS", "PARITY", "Deployed", "Export", "export"]

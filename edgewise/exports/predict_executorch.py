@@ -1,4 +1,7 @@
-"""What is on a picture? `python predict.py model.pte picture.png`; needs executorch, numpy and pillow."""
+"""What is on a picture? `python predict_executorch.py model.pte picture.png`.
+
+Needs executorch, numpy and pillow.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from PIL import Image
 
 def main(model: str, picture: str) -> None:
     """Print the answers for one picture, the likeliest first."""
-    facts = json.loads(Path(model).with_suffix(".json").read_text(encoding="utf-8"))
+    facts = json.loads(Path(f"{model}.json").read_text(encoding="utf-8"))
     channels, height, width = facts["shape"]
     image = Image.open(picture).convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = np.asarray(image, np.uint8).reshape(1, height, width, channels).transpose(0, 3, 1, 2)

@@ -1,4 +1,7 @@
-"""What is on a picture? `python predict.py model.onnx picture.png`; needs onnxruntime, numpy and pillow."""
+"""What is on a picture? `python predict_onnx.py model.onnx picture.png`.
+
+Needs onnxruntime, numpy and pillow.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 def main(model: str, picture: str) -> None:
     """Print the answers for one picture, the likeliest first."""
-    facts = json.loads(Path(model).with_suffix(".json").read_text(encoding="utf-8"))
+    facts = json.loads(Path(f"{model}.json").read_text(encoding="utf-8"))
     channels, height, width = facts["shape"]
     image = Image.open(picture).convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = np.asarray(image, np.uint8).reshape(1, height, width, channels).transpose(0, 3, 1, 2)

@@ -17,7 +17,14 @@ from edgewise.cli.run import run
 from edgewise.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent.parent
-OTHERS = {"config_file", "extras", "out", "resume", "checkpoint_seconds"}  # of the command, not of a run
+OTHERS = {
+    "config_file",
+    "extras",
+    "out",
+    "resume",
+    "checkpoint_seconds",
+    "tensorboard",
+}  # of the command, not of a run
 
 
 def seconds(*arguments: str) -> float:
@@ -68,7 +75,7 @@ def test_help_of_run_shows_every_setting(tmp_path: Path) -> None:
     for setting in SETTINGS:
         assert re.search(rf"^  {setting.flag}[ /]", shown, re.M), setting.flag
         assert " ".join(setting.meaning.split()[:3]) in " ".join(shown.split()), setting.meaning
-    for flag in ("--set", "--out", "--resume", "--checkpoint-seconds"):
+    for flag in ("--set", "--out", "--resume", "--checkpoint-seconds", "--tensorboard"):
         assert re.search(rf"^  {flag} ", shown, re.M), flag
 
 
@@ -80,7 +87,9 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
         assert isinstance(option, click.Option) and option.opts == [setting.flag]
     # What is not given is None: the default of a setting has one home, and a config file's word stands.
     given = run.make_context("run", []).params
-    assert {name for name in given if given[name] is not None} == {"resume", "checkpoint_seconds", "extras"}
+    assert {name for name in given if given[name] is not None} == {
+        *("resume", "checkpoint_seconds", "extras", "tensorboard")
+    }
 
 
 def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
@@ -99,16 +108,18 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
             "seed": 9,
         },
         **{"data": "digits", "model": "resnet18", "engine": "inline"},
+        **{"convert": False, "objective": "cross-entropy"},
         **{"codec": "topk:0.1:zstd", "codec_down": "int8"},
     }
     flags: list[object] = []
     for name, value in values.items():
-        flags += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", value]
+        flag = name.replace("_", "-")
+        flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", value]
     done = edgewise("run", *flags, "--out", "run", folder=tmp_path)
     assert done.status == 0, done
     written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert written == {"version": 1, **values}
-    assert {setting.name for setting in SETTINGS} - values.keys() == {"data_dir", "epochs"}
+    assert {setting.name for setting in SETTINGS} - values.keys() == {"data_dir", "epochs", "start"}
 
 
 def test_version(tmp_path: Path) -> None:

@@ -23,9 +23,15 @@ NO_CUDA = "import torch\ntorch.cuda.is_available = lambda: False\nimport edgewis
 
 # What is given, and all that must stand in the one line.
 BAD: dict[str, tuple[tuple[object, ...], list[str]]] = {
-    "norm": (("--norm", "nonsense"), ["norm", "'nonsense'", "batch, batch-sync, group", "layer", "none"]),
+    "norm": (
+        ("--norm", "nonsense"),
+        ["norm", "'nonsense'", "batch, batch-sync, batch-renorm", "layer", "none"],
+    ),
     "algorithm": (("--algorithm", "nonsense"), ["algorithm", "'nonsense'", "sync-sgd, fedavg"]),
-    "data": (("--data", "nonsense"), ["data", "'nonsense'", "digits, cifar10, package.module:function"]),
+    "data": (
+        ("--data", "nonsense"),
+        ["data", "'nonsense'", "digits, cifar10, folder, package.module:function"],
+    ),
     "model": (("--model", "nonsense"), ["model", "nonsense", "resnet18, fixup-resnet18", "module:function"]),
     "partition": (("--partition", "nonsense"), ["partition", "iid, labels:K[:overlap], dirichlet:ALPHA"]),
     "codec": (("--codec", "nonsense"), ["codec", "'nonsense'", "one of: none"]),

@@ -124,7 +124,7 @@ def test_loading_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.Mon
         }.items():
             with pytest.raises(EdgewiseError, match=message) as error:
                 data.load(name)
-            assert "legal: digits, cifar10, package.module:function" in str(error.value)
+            assert "legal: digits, cifar10, folder, package.module:function" in str(error.value)
             assert "\n" not in str(error.value)
     finally:
         sys.modules.pop("my_data_module", None)

@@ -38,7 +38,7 @@ def test_onnx_is_the_model_and_stands_alone(trained: Path, tmp_path: Path) -> No
     made = export(trained, "onnx", out=tmp_path / "m.onnx")
     assert made.difference <= PARITY and made.accuracy == made.trained and made.batch is None
     assert len(made.folded) == 10 and made.size == (tmp_path / "m.onnx").stat().st_size
-    facts = json.loads((tmp_path / "m.json").read_text())
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["classes"] == [str(d) for d in range(10)] and facts["shape"] == [1, 8, 8]
     # The file, read by its runtime alone, on images that the export has not seen.
     read = Trained.read(trained)
@@ -57,7 +57,7 @@ def test_predict_says_what_the_model_says(format: str, trained: Path, tmp_path: 
     file = export(trained, format, out=tmp_path / f"m{FORMATS[format].suffix}").path
     images = Trained.read(trained).dataset.test.images[:1].clone()
     Image.fromarray(images[0, 0].numpy()).save(tmp_path / "picture.png")
-    command = [sys.executable, "predict.py", file.name, "picture.png"]
+    command = [sys.executable, f"predict_{format}.py", file.name, "picture.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stderr
     assert int(done.stdout[0]) == int(FORMATS[format]().open(file)(images)[0].argmax())
@@ -158,3 +158,16 @@ def test_a_run_starts_from_weights(trained: Path, tmp_path: Path) -> None:
     (row,) = run(start, tmp_path / "run")
     (cold,) = run(replace(SHELF, steps=1), tmp_path / "cold")
     assert row.train_loss < cold.train_loss
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / ".m.onnx.json.part").symlink_to("/dev/full")  # under this name it is written first
+    (tmp_path / "predict_onnx.py").write_text("of an earlier export")
+    with pytest.raises(EdgewiseError, match=r"m.onnx.json: cannot be written \(No space left on device\)"):
+        export(
+            Trained(TINY, digits.load(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()),
+            "onnx",
+            out=tmp_path / "m.onnx",
+        )
+    assert not (tmp_path / "m.onnx").exists()
+    assert (tmp_path / "predict_onnx.py").read_text() == "of an earlier export"

@@ -16,6 +16,7 @@ from edgewise.codecs import Sending, parse, text
 from edgewise.device import Reply, Terms
 from edgewise.engines.fleet.screen import ABSURD, KEPT, KNOWN, Screen
 from edgewise.errors import EdgewiseError
+from edgewise.objectives import CrossEntropy
 from edgewise.vector import Layout
 
 NET = LAYOUTS["net"]
@@ -34,7 +35,7 @@ def terms(form: str = "none", layout: Layout = NET, dtype: torch.dtype = torch.f
         buffers=layout.buffer_count * dtype.itemsize,
         exact=codec.fixed,
     )
-    return Terms(SyncSGD(), codec, agreed)
+    return Terms(SyncSGD(), codec, agreed, CrossEntropy())
 
 
 def screen(
