@@ -61,7 +61,12 @@ NORMS = "batch, batch-sync, batch-renorm, group[:8], layer, instance, group-ws"
 ZOO = "timm:, torchvision:, transformers:NAME"
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("data", str, "digits", "digits, cifar10, folder (in data_dir), or package.module:function"),
+    Setting(
+        "data",
+        str,
+        "digits",
+        "digits, cifar10, folder[:SIDE] (of images, in data_dir), or package.module:function",
+    ),
     Setting("data_dir", str, None, "folder of the data's files (else EDGEWISE_DATA, else a download)"),
     Setting("devices", int, 10, "number of devices", low=1),
     Setting("partition", str, "iid", "iid, labels:2, labels:2:overlap, dirichlet:0.1 or quantity:0.5"),

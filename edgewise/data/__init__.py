@@ -13,6 +13,8 @@ from edgewise.data.collecting import folder as collect_folder
 from edgewise.data.dataset import Dataset, Split
 from edgewise.errors import EdgewiseError
 
+LARGEST_SIDE = 4096
+
 __all__ = ["DATA", "Dataset", "Split", "collect", "load"]
 
 
@@ -30,10 +32,12 @@ def _cifar10(folder: Path | None) -> Dataset:
     return cifar10.load(folder)
 
 
-def _folder(folder: Path | None) -> Dataset:
+def _folder(folder: Path | None, side: str = "") -> Dataset:
     if folder is None:
         raise EdgewiseError("data 'folder': which? give it with --data-dir")
-    return collect_folder(folder)
+    if side and not (side.isascii() and side.isdigit() and 1 <= int(side) <= LARGEST_SIDE):
+        raise EdgewiseError(f"data 'folder:{side}': the side of an image is 1 to {LARGEST_SIDE} pixels")
+    return collect_folder(folder, int(side) if side else None)
 
 
 # Each imports what it needs when called: scikit-learn alone takes a second to import.
@@ -47,8 +51,11 @@ DATA: dict[str, Callable[[Path | None], Dataset]] = {
 def load(name: str, folder: Path | None = None) -> Dataset:
     """The dataset of this name, or what "package.module:function" returns.
 
-    The function is called with `folder` if that is given, else with nothing. EdgewiseError whatever fails.
+    "folder:64" scales images to 64 x 64. A function is called with `folder` if that is given, else with
+    nothing. EdgewiseError whatever fails.
     """
+    if name.startswith("folder:"):
+        return _folder(folder, name.removeprefix("folder:"))
     if ":" in name:
         return _call(name, _find(name), folder)
     if name not in DATA:

@@ -131,7 +131,8 @@ def _pair(part: Any, where: str, size: int | None) -> tuple[Array, Array]:
         labels.append(label)
         if images[-1].shape != images[0].shape:
             raise EdgewiseError(
-                f"{where}, item {index}: {images[-1].shape} where the first is {images[0].shape}; give size="
+                f"{where}, item {index}: {images[-1].shape} where the first is {images[0].shape}; "
+                "give size=, or --data folder:SIDE"
             )
     if not images:
         raise EdgewiseError(f"{where}: no items")

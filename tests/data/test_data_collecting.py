@@ -125,7 +125,10 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     write(tmp_path / "odd", 2), Image.new("RGB", (9, 9)).save(tmp_path / "odd" / "nut" / "9.png")
     with pytest.raises(EdgewiseError, match="where the first is"):
         folder(tmp_path / "odd")
-    assert folder(tmp_path / "odd", size=4).shape == (3, 4, 4)
+    assert load("folder:4", tmp_path / "odd").shape == (3, 4, 4)
+    for side in ("0", "x", "99999"):
+        with pytest.raises(EdgewiseError, match="the side of an image is 1 to 4096"):
+            load(f"folder:{side}", tmp_path / "odd")
     (tmp_path / "odd" / "bolt" / "notes.txt").write_text("no picture")
     with pytest.raises(EdgewiseError, match=r"notes.txt: not a readable image"):
         folder(tmp_path / "odd", size=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from command import edgewise
 from PIL import Image
 from torch import Tensor, nn
 
-from edgewise import Config, Group, Trained, export, run
+from edgewise import Config, Dataset, Group, Trained, export, run
 from edgewise.data import digits
 from edgewise.errors import EdgewiseError
 from edgewise.exports import FORMATS, PARITY
@@ -171,3 +172,32 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
         )
     assert not (tmp_path / "m.onnx").exists()
     assert (tmp_path / "predict_onnx.py").read_text() == "of an earlier export"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("transformers:resnet", "onnx"),  # its default is a ResNet50
+        ("transformers:mobilenet_v2", "onnx"),
+        ("transformers:mobilenet_v2", "executorch"),
+        ("timm:resnet10t", "onnx"),
+    ],
+)
+def test_models_of_other_packages_convert_train_a_step_and_ship(
+    name: str, format: str, tmp_path: Path
+) -> None:
+    package = name.split(":")[0]
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        pytest.skip(f"{package} cannot be used here: {error}")
+    pixels = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(40) % 10
+    noise = Dataset.of("noise", train=(pixels[:20], labels[:20]), test=(pixels[20:], labels[20:]))
+    config = replace(TINY, model=name, convert=True, norm=Group(), devices=2, batch=4, steps=1)
+    (row,) = run(config, tmp_path / "run", dataset=noise)
+    assert 1 < row.train_loss < 10
+    made = export(tmp_path / "run", format, dataset=noise)
+    assert made.difference <= PARITY * max(1.0, made.largest)
+    assert made.largest > 0.1 and made.size > 5_000_000

@@ -285,7 +285,7 @@ def test_your_function_fails_in_one_line(own: str, function: str, says: str) -> 
 
 @pytest.mark.parametrize("name", ["resnet", "", "no.such.module:net", ":net", "own:"])
 def test_unknown_models_name_the_legal_ones(name: str) -> None:
-    with pytest.raises(EdgewiseError, match=r"resnet18, fixup-resnet18 or package\.module:function"):
+    with pytest.raises(EdgewiseError, match=r"resnet18, fixup-resnet18, package\.module:function, or timm"):
         build(name, CIFAR, 10, 8, Group(), 0)
 
 
