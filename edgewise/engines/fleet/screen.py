@@ -13,6 +13,7 @@ from edgewise import wire
 from edgewise.device import Reply, Terms
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
+from edgewise.wire import Bytes
 
 ABSURD = 100.0  # times the median of what was taken lately
 KNOWN, KEPT = 10, 200  # norms before the median is trusted, and that it is taken over
@@ -23,9 +24,10 @@ class Screen:
 
     def __init__(self, terms: Terms, layout: Layout, dtype: torch.dtype, norms: Iterable[float] = ()) -> None:
         self.terms, self.layout, self.dtype = terms, layout, dtype
+        self.nbytes = layout.count * dtype.itemsize  # of an update, decoded
         self.norms = deque(norms, maxlen=KEPT)
 
-    def check(self, data: bytes, device: int, round: int, examples: int) -> tuple[Reply, float]:
+    def check(self, data: Bytes, device: int, round: int, examples: int) -> tuple[Reply, float]:
         """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it."""
         reply = self.open(data, device, round)
         if reply.examples != examples:
@@ -42,12 +44,15 @@ class Screen:
             raise EdgewiseError(f"an update of norm {norm:.3g}, where {usual:.3g} is usual")
         return reply, norm
 
-    def open(self, data: bytes, device: int, round: int) -> Reply:
-        """The reply in a frame of this device and round; EdgewiseError for any other bytes."""
+    def open(self, data: Bytes, device: int, round: int, checked: bool = False) -> Reply:
+        """The reply in a frame of this device and round; EdgewiseError for any other bytes.
+
+        `checked`: `check` has seen them.
+        """
         header = wire.Header.parse(data)
         if (header.device, header.round) != (device, round):
             raise EdgewiseError(
                 f"an update of device {header.device} and round {header.round} "
                 f"from device {device} in round {round}"
             )
-        return Reply.unpack(data, self.terms.agreed, self.dtype)
+        return Reply.unpack(data, self.terms.agreed, self.dtype, summed=not checked)
