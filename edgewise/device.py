@@ -78,7 +78,7 @@ class Reply:
 
     @classmethod
     def unpack(
-        cls, data: wire.Bytes, agreed: wire.Expected, dtype: torch.dtype, summed: bool = True
+        cls, data: wire.Bytes, agreed: wire.Expected, dtype: torch.dtype, summed: bool = False
     ) -> Reply:
         """The reply in a frame, with a view of its payload; FrameError if there is none. As `wire.unpack`."""
         frame = wire.unpack(data, agreed, summed=summed)

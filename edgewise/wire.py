@@ -166,18 +166,39 @@ class Header:
                 f"a frame with buffers of {self.buffers} bytes, where {wanted.buffers} were expected"
             )
 
-    def frame(self, payload: Part, buffers: Part, summed: bool = True) -> Frame:
+    def frame(self, payload: Part, buffers: Part, summed: bool = False) -> Frame:
         """The frame of this header and what follows it; FrameError if the checksum says otherwise.
 
-        It is not looked at unless `summed`.
+        It is not looked at where it was already (`summed`).
         """
         checksum = self.checksum
-        if summed:
+        if not summed:
             checksum = zlib.crc32(buffers, zlib.crc32(payload, zlib.crc32(self.pack()[:CHECKED])))
         if checksum != self.checksum:
             raise FrameError(f"a frame with the checksum {checksum:08x}, where it says {self.checksum:08x}")
         marks = (self.kind, self.layout, self.codec)
         return Frame(*marks, self.round, self.device, self.value, self.count, payload, buffers)
+
+
+class Sum:
+    """The checksum of a frame, looked at while its bytes come in."""
+
+    def __init__(self) -> None:
+        self._head, self._value = b"", 0
+
+    def add(self, data: Bytes) -> None:
+        """The next bytes."""
+        if (lacking := LENGTH - len(self._head)) > 0:
+            self._head += data[:lacking]
+            if len(self._head) < LENGTH:
+                return
+            self._value, data = zlib.crc32(self._head[:CHECKED]), memoryview(data)[lacking:]
+        self._value = zlib.crc32(data, self._value)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is the one that the frame says."""
+        return self._head[CHECKED:] == struct.pack("<I", self._value)
 
 
 def layout_mark(digest: str) -> bytes:
@@ -208,10 +229,10 @@ def pieces(frame: Frame) -> tuple[bytes, Bytes, Bytes]:
     return header + struct.pack("<I", checksum), frame.payload, frame.buffers
 
 
-def unpack(data: Bytes, *expected: Expected, summed: bool = True) -> Frame:
+def unpack(data: Bytes, *expected: Expected, summed: bool = False) -> Frame:
     """The frame that these bytes are, all of them; else FrameError. Payload and buffers are views of them.
 
-    `summed` is False for bytes whose checksum was found right before.
+    `summed`: their checksum was looked at before (`Sum`).
     """
     header = Header.parse(data)
     header.check(*expected)

@@ -269,7 +269,8 @@ class Courier:
             self.fault.reached("spooled", arrival.round)
 
         def look() -> tuple[Reply, float]:
-            return self.screen.check(arrival.content, arrival.device, arrival.round, self.examples)
+            device, round, summed = arrival.device, arrival.round, arrival.checksum.agrees
+            return self.screen.check(arrival.content, device, round, self.examples, summed)
 
         def both() -> tuple[Reply, float]:
             finish()

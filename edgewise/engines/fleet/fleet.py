@@ -255,7 +255,7 @@ class Fleet:
         if taken.reply is not None:
             return taken.reply
         content = self.spool.view(round, device, taken.digest)
-        return self.courier.screen.open(content, device, round, checked=True)  # before it was taken
+        return self.courier.screen.open(content, device, round, summed=True)  # before it was taken
 
     def _training(self, task: Task) -> Callable[[int, int], Frames]:
         """What a device is sent to train: made once for all that hold the same."""

@@ -27,9 +27,14 @@ class Screen:
         self.nbytes = layout.count * dtype.itemsize  # of an update, decoded
         self.norms = deque(norms, maxlen=KEPT)
 
-    def check(self, data: Bytes, device: int, round: int, examples: int) -> tuple[Reply, float]:
-        """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it."""
-        reply = self.open(data, device, round)
+    def check(
+        self, data: Bytes, device: int, round: int, examples: int, summed: bool = False
+    ) -> tuple[Reply, float]:
+        """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it.
+
+        `summed`: their checksum agrees.
+        """
+        reply = self.open(data, device, round, summed)
         if reply.examples != examples:
             raise EdgewiseError(f"an update of {reply.examples} examples, where {examples} were asked for")
         if not math.isfinite(reply.losses[0]):
@@ -44,15 +49,12 @@ class Screen:
             raise EdgewiseError(f"an update of norm {norm:.3g}, where {usual:.3g} is usual")
         return reply, norm
 
-    def open(self, data: Bytes, device: int, round: int, checked: bool = False) -> Reply:
-        """The reply in a frame of this device and round; EdgewiseError for any other bytes.
-
-        `checked`: `check` has seen them.
-        """
+    def open(self, data: Bytes, device: int, round: int, summed: bool = False) -> Reply:
+        """The reply in a frame of this device and round; EdgewiseError for any other bytes."""
         header = wire.Header.parse(data)
         if (header.device, header.round) != (device, round):
             raise EdgewiseError(
                 f"an update of device {header.device} and round {header.round} "
                 f"from device {device} in round {round}"
             )
-        return Reply.unpack(data, self.terms.agreed, self.dtype, summed=not checked)
+        return Reply.unpack(data, self.terms.agreed, self.dtype, summed)

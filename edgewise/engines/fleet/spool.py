@@ -17,9 +17,9 @@ from typing import IO
 
 from edgewise.errors import EdgewiseError
 from edgewise.files import sync_folder
-from edgewise.wire import Bytes
+from edgewise.wire import Bytes, Sum
 
-BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is due
+BUDGET = 1 << 32  # bytes kept since the last checkpoint before the next one is due
 
 
 class Spool:
@@ -115,7 +115,7 @@ class Arrival:
         self.resumed = offset > 0
         self._start = offset
         self._file: IO[bytes] | None = None
-        self._sum = hashlib.sha256()
+        self._sum, self.checksum = hashlib.sha256(), Sum()
 
     @property
     def complete(self) -> bool:
@@ -135,10 +135,14 @@ class Arrival:
                     rest = rest[self._file.write(rest) :]
             finally:
                 self._measure()
-        self._sum.update(data)
-        self.offset += len(data)
+        self._take(data)
         if len(data) == self.length:
             self.whole = data
+
+    def _take(self, data: Bytes) -> None:
+        self._sum.update(data)
+        self.checksum.add(data)
+        self.offset += len(data)
 
     def _open(self, offset: int) -> None:
         """Go on at `offset`; what is here beyond it is taken anew."""
@@ -151,8 +155,7 @@ class Arrival:
                 raise EdgewiseError(
                     f"an update that goes on at {offset}, of which {self.offset} bytes are here"
                 )
-            self._sum.update(found)
-            self.offset += len(found)
+            self._take(found)
         self._file.truncate(offset)
         self._file.seek(offset)
         self._measure()
