@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from edgewise.engines.fleet.messages import CHUNK, chunk
+from edgewise.engines.fleet.messages import CHUNK, carrying, chunk
 from edgewise.wire import Bytes
 
 
@@ -42,12 +42,12 @@ class Line:
         `head` is one message; its `data` and as many chunks as it takes hold the bytes. They must not change
         meanwhile. A frame may come in pieces.
         """
-        ((kind, body),) = head.items()
         cargo = _chunks(frames, start, done)
-        first = b"".join(next(cargo, ()))
-        self.sent += len(first)
-        self.say(**{kind: {**body, "data": first}})
+        first = next(cargo, [])
+        self.sent += sum(map(len, first))
+        self._words.append(carrying(self._make(**head), first))
         self._cargo = cargo
+        self._wake.set()
 
     def drop(self) -> None:
         """Push no more of what is being pushed."""

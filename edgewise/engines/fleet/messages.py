@@ -107,9 +107,23 @@ JoinRequest, JoinReply = _CLASS["JoinRequest"], _CLASS["JoinReply"]
 
 def chunk(parts: Sequence[Bytes]) -> bytes:
     """The bytes of `up(chunk=...)`, and of `down(chunk=...)`, around these parts, in one copy."""
+    return _around(ENVELOPE, b"", DATA, parts)
+
+
+def carrying(message: Any, parts: Sequence[Bytes]) -> bytes:
+    """The bytes of a message, made by `up` or `down`, with these parts as the `data` of its body."""
+    kind = message.WhichOneof("body")
+    body = getattr(message, kind)
+    tags = (one.DESCRIPTOR.fields_by_name[name].number for one, name in ((message, kind), (body, "data")))
+    outer, inner = (bytes([number << 3 | 2]) for number in tags)
+    return _around(outer, body.SerializeToString(), inner, parts)
+
+
+def _around(outer: bytes, head: bytes, inner: bytes, parts: Sequence[Bytes]) -> bytes:
+    """A message in a message: its other fields, and the field that holds the parts."""
     size = sum(map(len, parts))
-    inner = DATA + _number(size) if size else b""
-    return b"".join((ENVELOPE, _number(len(inner) + size), inner, *parts))
+    head += inner + _number(size) if size else b""
+    return b"".join((outer, _number(len(head) + size), head, *parts))
 
 
 def chunk_data(message: bytes) -> memoryview | None:

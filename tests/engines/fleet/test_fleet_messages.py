@@ -22,6 +22,7 @@ from edgewise.engines.fleet.messages import (
     JoinReply,
     JoinRequest,
     Up,
+    carrying,
     chunk,
     chunk_data,
     down,
@@ -169,3 +170,15 @@ def test_other_messages_are_no_chunks() -> None:
     assert all(chunk_data(whole[:end]) is None for end in range(len(whole)))
     assert chunk_data(whole + b"\x00") is None
     assert chunk_data(b"\x22" + b"\xff" * 9) is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3), st.integers(0, 2**32 - 1))
+def test_a_message_that_carries_is_what_protobuf_would_write(parts: list[bytes], round: int) -> None:
+    data = b"".join(parts)
+    for make, kind, body in (
+        (down, "task", {"round": round, "purpose": 1, "lengths": [3, 400]}),
+        (up, "update", {"round": round, "digest": bytes(32), "length": 2**40, "seconds": 0.5}),
+        (up, "update", {}),
+    ):
+        whole = make(**{kind: {**body, "data": data}}).SerializeToString()
+        assert carrying(make(**{kind: body}), parts) == whole
