@@ -100,6 +100,13 @@ class Thread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def close(self) -> None:
+        """Let what was cancelled come to its end, then stop."""
+
+        async def rest() -> None:
+            if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(tasks, timeout=20)
+
+        self.call(rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
