@@ -22,7 +22,7 @@ from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
 from edgewise.engines.fleet.messages import FINISHED, REFUSED, STOPPING, TRAIN
 from edgewise.engines.fleet.metrics import Metrics
-from edgewise.engines.fleet.pace import Pace
+from edgewise.engines.fleet.referee import Referee
 from edgewise.engines.fleet.roster import Member, flag
 from edgewise.engines.fleet.screen import Screen
 from edgewise.engines.fleet.session import Session
@@ -45,7 +45,7 @@ class Courier:
         self.run, self.plan, self.longest = run, plan, longest
         self.journal, self.spool, self.screen = journal, spool, screen
         self.version = version("edgewise")
-        self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
+        self.metrics, self.fault, self.referee = Metrics(), Fault(None, ()), Referee(self)
         self.sessions: dict[int, Session] = {}
         self.revoked: set[int] = set()
         self.window: Window | None = None
@@ -90,6 +90,7 @@ class Courier:
             del self.sessions[session.device]
             self._count()
             log.info("gone", extra={"device": session.device})
+            self.referee.moved()
 
     async def _replace(self, old: Session) -> None:
         """The device has come again, by a new stream: what the old one had in hand is concluded first."""
@@ -106,7 +107,8 @@ class Courier:
         log.info("ready", extra={"device": session.device})
         self._count()
         if not coming:
-            self._push(session)
+            self.push(session.device)
+        self.referee.moved()
 
     def present(self) -> set[int]:
         """Devices that can be asked."""
@@ -119,7 +121,8 @@ class Courier:
         self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
             self.window.excuse(device, reason)
-            self._consider(self.window)
+            self.referee.reinforce(self.window)
+            self.referee.consider(self.window)
 
     def supersede(self, device: int, fingerprint: str) -> None:
         """The device has this certificate from now on: whoever came with the one before is sent away."""
@@ -131,7 +134,7 @@ class Courier:
         session.ready = False
         session.line.say(farewell={"kind": REFUSED, "reason": reason})
         if session.task is not None:
-            self._later(0.2, session.task.cancel)
+            self.later(0.2, session.task.cancel)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -156,20 +159,22 @@ class Courier:
         for device in window.asked:
             if device in self.revoked and window.waits_for(device):
                 window.excuse(device, "it was revoked")  # since the round was opened
-            elif device in self.sessions:
-                self._push(self.sessions[device])
-        self._consider(window)
+            else:
+                self.push(device)
+        self.referee.moved()
+        self.referee.consider(window)
 
-    def _push(self, session: Session) -> None:
-        window = self.window
-        if window is None or not session.ready or not window.waits_for(session.device):
+    def push(self, device: int) -> None:
+        """Send a device the task that the window has for it, if both are there."""
+        window, session = self.window, self.sessions.get(device)
+        if window is None or session is None or not session.ready or not window.waits_for(device):
             return
-        head, frames = window.load(session.device, session.held)
+        head, frames = window.load(device, session.held)
         size = sum(map(len, frames))
         lengths = [len(frame) for frame in frames]
         body = {"round": window.round, "purpose": self.purpose, "lengths": lengths, **head}
         session.line.push(frames, done=lambda: self.metrics.sent.inc(size), task=body)
-        window.pushed.setdefault(session.device, time.monotonic())
+        window.pushed.setdefault(device, time.monotonic())
         self.fault.reached("pushed", window.round)
 
     async def reopened(self, session: Session, round: int) -> None:
@@ -203,7 +208,7 @@ class Courier:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
         except EdgewiseError:
-            self._later(0, lambda: self._consider(window))  # others may have waited for this one
+            self.later(0, lambda: self.referee.consider(window))  # others may have waited for this one
             raise
         finally:
             window.doubt.discard(device)
@@ -215,15 +220,15 @@ class Courier:
         window.hot += arrival.length if hot else 0
         window.take(device, Taken(arrival.digest, reply if hot else None))
         self.metrics.updates.labels("taken").inc()
-        self._timed(window, device)
-        self._consider(window)
+        self.referee.timed(window, device)
+        self.referee.consider(window)
         return True
 
     def late(self, session: Session, round: int, counted: bool) -> None:
         """An update of a round that has no place for it."""
         window = self.window
         if window is not None and window.round == round and session.device in window.pushed:
-            self._timed(window, session.device)
+            self.referee.timed(window, session.device)
         self.metrics.updates.labels("late").inc()
         words = "another update of it counts" if counted else "the round is closed"
         self.note("late", words, round, session.device)
@@ -240,7 +245,9 @@ class Courier:
         window = self.window
         if window is not None and window.round == round and window.waits_for(session.device):
             self.note("failed", reason, round, session.device)
-            self._fail(window, session.device, reason)
+            window.fail(session.device, reason)
+            self.referee.reinforce(window)
+            self.referee.consider(window)
 
     def scored(self, session: Session, scores: Any) -> None:
         window = self.window
@@ -249,58 +256,7 @@ class Courier:
         if window.waits_for(session.device):
             window.take(session.device, scores)
             self.fault.reached("scored", window.round)
-            self._consider(window)
-
-    def _fail(self, window: Window, device: int, reason: str) -> None:
-        window.fail(device, reason)
-        self._consider(window)
-
-    def _timed(self, window: Window, device: int) -> None:
-        seconds = time.monotonic() - window.pushed.get(device, window.began)
-        self.pace.note(seconds)
-        self.metrics.answers.observe(seconds)
-
-    def _consider(self, window: Window) -> None:
-        """Close the window if that is due, or see when it will be."""
-        if window.closed or window is not self.window or window.doubt:
-            return
-        if window.enough:
-            self._shut(window)
-        elif window.valid and not window.timed:
-            window.timed = True
-            elapsed = time.monotonic() - window.began
-            allowance = self.pace.allowance or 2 * elapsed  # as long again, while nothing is known
-            self._later(max(0.0, allowance - elapsed), lambda: self._overdue(window))
-
-    def _overdue(self, window: Window) -> None:
-        if window.closed or window is not self.window:
-            return
-        if window.doubt:
-            self._later(0.01, lambda: self._overdue(window))
-        else:
-            self._shut(window)
-
-    def _shut(self, window: Window) -> None:
-        """Take no more from this moment on: what is journaled after it must not count."""
-        window.closed = True
-        self._spawn(self._close(window))
-
-    async def _close(self, window: Window) -> None:
-        """Where answers are missing, the journal says so before anything rests on it."""
-        missing = sorted({*window.missing(), *window.failed})
-        if self.purpose == TRAIN and window.valid:
-            closing = self.journal.close_round(self.run, window.round)
-            if missing:
-                try:
-                    await asyncio.wrap_future(closing)
-                except EdgewiseError as error:
-                    window.abandon(error)
-                    return
-                self.note("missing", f"closed without devices {missing}", window.round)
-            self.fault.reached("closed", window.round)
-            self.metrics.rounds.inc()
-            self.metrics.seconds.observe(time.monotonic() - window.began)
-        window.close()
+            self.referee.consider(window)
 
     # ---- the rest ----
 
@@ -339,10 +295,10 @@ class Courier:
         self._disk.shutdown(wait=False)
         self._look.shutdown(wait=False)
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _later(self, seconds: float, action: Callable[[], Any]) -> None:
+    def later(self, seconds: float, action: Callable[[], Any]) -> None:
         asyncio.get_running_loop().call_later(seconds, action)
