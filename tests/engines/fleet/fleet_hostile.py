@@ -70,6 +70,7 @@ class Peer:
         method: str = f"/{SERVICE}/Work",
         roots: bytes | None = None,
         listens: bool = True,
+        metadata: Any = None,
     ) -> None:
         self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.said: queue.Queue[bytes | None] = queue.Queue(100)
@@ -85,8 +86,7 @@ class Peer:
         ca = roots or (credentials.ca if credentials else None)
         self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, *own), options)
         call = self.channel.stream_stream(method, lambda data: data, Down.FromString)
-        self.call = call(iter(self.said.get, None))
-        self.device = -1
+        self.call = call(iter(self.said.get, None), metadata=metadata)
         if listens:
             threading.Thread(target=self._listen, daemon=True).start()
 
@@ -345,11 +345,23 @@ class Site:
 
     def peer(self, device: int, **options: Any) -> Peer:
         """A stream with a device's certificate."""
-        assert self.inside.agents is not None
-        peer = Peer(self.inside.agents.address, self.credentials(device), **options)
-        peer.device = device
+        return self.stranger(self.credentials(device), **options)
+
+    def stranger(self, credentials: Credentials | None, **options: Any) -> Peer:
+        """A stream with whatever certificate, which ends with the round."""
+        peer = Peer(self.address, credentials, **options)
         self._peers.append(peer)
         return peer
+
+    @property
+    def address(self) -> str:
+        assert self.inside.agents is not None
+        return self.inside.agents.address
+
+    @property
+    def join_address(self) -> str:
+        assert self.inside.coordinator is not None
+        return self.inside.coordinator.join_address
 
     def answer(self, device: int, frames: Sequence[bytes]) -> bytes:
         """The update that an honest device would send; if it is taken, its memory moves on."""
