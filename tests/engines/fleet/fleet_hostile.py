@@ -144,16 +144,20 @@ class Peer:
 
     def update(self, frame: bytes, round: int, size: int = 1 << 20, **other: Any) -> None:
         """Send an update in chunks of `size` bytes."""
-        offset = other.get("offset", 0)
+        for piece in self.pieces(frame, round, size, **other):
+            self.say(**piece)
+
+    def pieces(self, frame: bytes, round: int, size: int = 1 << 20, **other: Any) -> Iterator[Any]:
+        """The messages of an update: its head, then chunks."""
         head = {
             "round": round,
             "digest": hashlib.sha256(frame).digest(),
             "length": len(frame),
             "seconds": 0.1,
         }
-        self.say(update={**head, **other})
-        for at in range(offset, len(frame), size):
-            self.say(chunk={"data": frame[at : at + size]})
+        yield {"update": {**head, **other}}
+        for at in range(other.get("offset", 0), len(frame), size):
+            yield {"chunk": {"data": frame[at : at + size]}}
 
     def served(self) -> None:
         """The coordinator listens and answers."""
@@ -219,11 +223,16 @@ class Site:
     """A coordinator in this process and honest agents; all further devices are the test's."""
 
     def __init__(
-        self, folder: Path, devices: int = 3, quorum: float = 0.5, honest: Sequence[int] = (0, 1)
+        self,
+        folder: Path,
+        devices: int = 3,
+        quorum: float = 0.5,
+        honest: Sequence[int] = (0, 1),
+        beat: float = 10.0,
     ) -> None:
         self.folder, self.honest, self.quorum, self.dataset = folder, honest, quorum, specks()
         self.authority = Authority.create(folder / "home" / "ca")
-        self.inside = Reached(folder, self.dataset, self.authority, Policy(quorum=quorum))
+        self.inside = Reached(folder, self.dataset, self.authority, Policy(quorum=quorum, beat=beat))
         self.inside.present = ()
         self.config = config(devices=devices, partition="iid", steps=ROUNDS, eval_every=0)
         self.log = folder / "log"
@@ -347,9 +356,9 @@ class Site:
         """A stream with a device's certificate."""
         return self.stranger(self.credentials(device), **options)
 
-    def stranger(self, credentials: Credentials | None, **options: Any) -> Peer:
+    def stranger(self, credentials: Credentials | None, address: str | None = None, **options: Any) -> Peer:
         """A stream with whatever certificate, which ends with the round."""
-        peer = Peer(self.address, credentials, **options)
+        peer = Peer(address or self.address, credentials, **options)
         self._peers.append(peer)
         return peer
 
