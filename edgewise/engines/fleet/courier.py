@@ -31,6 +31,7 @@ from edgewise.engines.fleet.window import Taken, Window
 from edgewise.errors import EdgewiseError
 
 T = TypeVar("T")
+SMALL = 1 << 22  # bytes of a vector of which several may be in memory at once
 HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
 SILENT = 3  # beats without a word after which a stream is given up
 log = logging.getLogger("edgewise.coordinator")
@@ -52,7 +53,7 @@ class Courier:
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
         self._disk = ThreadPoolExecutor(8, "disk")
-        self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
+        self._look = ThreadPoolExecutor(1, "screen")  # long updates one at a time, not all in memory at once
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
         self._begun = asyncio.Event()  # a window, by this process
@@ -111,8 +112,8 @@ class Courier:
         self.referee.moved()
 
     def present(self) -> set[int]:
-        """Devices that can be asked."""
-        return {device for device, session in self.sessions.items() if session.ready}
+        """Devices that can be asked; another thread may want to know."""
+        return {device for device, session in list(self.sessions.items()) if session.ready}
 
     def expel(self, device: int, reason: str) -> None:
         """End a revoked device's stream at once; no round waits for it."""
@@ -169,11 +170,11 @@ class Courier:
         window, session = self.window, self.sessions.get(device)
         if window is None or session is None or not session.ready or not window.waits_for(device):
             return
-        head, frames = window.load(device, session.held)
-        size = sum(map(len, frames))
-        lengths = [len(frame) for frame in frames]
-        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths, **head}
-        session.line.push(frames, done=lambda: self.metrics.sent.inc(size), task=body)
+        frames = window.load(device, session.held)
+        lengths = [sum(map(len, pieces)) for pieces in frames]
+        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths}
+        pieces = [piece for frame in frames for piece in frame]
+        session.line.push(pieces, done=lambda: self.metrics.sent.inc(sum(lengths)), task=body)
         window.pushed.setdefault(device, time.monotonic())
         self.fault.reached("pushed", window.round)
 
@@ -262,21 +263,35 @@ class Courier:
 
     async def on_disk(self, action: Callable[..., T], *arguments: Any) -> T:
         """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
-        future = asyncio.get_running_loop().run_in_executor(self._disk, action, *arguments)
+        return await self._elsewhere(self._disk, action, *arguments)
+
+    async def concluded(self, arrival: Arrival) -> tuple[Reply, float]:
+        """Make an update last and look at it: the reply and its norm; EdgewiseError if it may not count."""
+
+        def finish() -> None:
+            arrival.finish()
+            self.fault.reached("spooled", arrival.round)
+
+        def look() -> tuple[Reply, float]:
+            device, round, summed = arrival.device, arrival.round, arrival.checksum.agrees
+            return self.screen.check(arrival.content, device, round, self.examples, summed)
+
+        def both() -> tuple[Reply, float]:
+            finish()
+            return look()
+
+        if self.screen.nbytes <= SMALL:
+            return await self.on_disk(both)
+        await self.on_disk(finish)
+        return await self._elsewhere(self._look, look)
+
+    async def _elsewhere(self, executor: ThreadPoolExecutor, action: Callable[..., T], *arguments: Any) -> T:
+        future = asyncio.get_running_loop().run_in_executor(executor, action, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
-
-    async def screened(self, arrival: Arrival) -> tuple[Reply, float]:
-        """The reply and its norm, of an update that may be taken; EdgewiseError for one that may not."""
-
-        def look() -> tuple[Reply, float]:
-            data = arrival.whole or self.spool.read(arrival.round, arrival.device, arrival.digest)
-            return self.screen.check(data, arrival.device, arrival.round, self.examples)
-
-        return await asyncio.get_running_loop().run_in_executor(self._look, look)
 
     def note(self, kind: str, words: str, round: int | None = None, device: int | None = None) -> None:
         """Log and journal something that an operator may want to know."""

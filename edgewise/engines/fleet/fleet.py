@@ -27,7 +27,7 @@ from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.roster import Member, members
 from edgewise.engines.fleet.screen import KEPT, Screen
 from edgewise.engines.fleet.spool import Spool
-from edgewise.engines.fleet.window import Load, Taken, Window
+from edgewise.engines.fleet.window import Frames, Taken, Window
 from edgewise.evaluate import Evaluation
 from edgewise.vector import Layout, State
 
@@ -116,13 +116,15 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        opened = self.journal.round(self.run.id, round).result()
+        found, known = self.journal.round(self.run.id, round), members(self.journal)
+        opened = found.result()
         self._looked_up, self._size, self._reserve = (round, opened), size, ranking
         if opened is not None and opened.asked:
             return opened.asked
         return self._wait(
             lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
             f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
+            known,
         )
 
     def ask(self, task: Task, cohort: list[int]) -> Iterator[Reply]:
@@ -186,10 +188,8 @@ class Fleet:
             able[:] = sorted(one.id for one in known.values() if one.trusted and one.tests)
             return _evaluating(able, there, self.policy.patient)
 
-        asked = self._wait(
-            choose,
-            f"round {round}: devices with test examples",
-        )
+        what = f"round {round}: devices with test examples"
+        asked = self._wait(choose, what, members(self.journal))
         if not asked:
             return None
         needed = self.policy.needed(len(asked))
@@ -215,20 +215,24 @@ class Fleet:
     # ---- waiting ----
 
     def _wait(
-        self, choose: Callable[[set[int], dict[int, Member]], list[int] | None], what: str
+        self,
+        choose: Callable[[set[int], dict[int, Member]], list[int] | None],
+        what: str,
+        known: Future[list[Member]],
     ) -> list[int]:
         """Wait until enough devices are there, and say so now and then."""
         told = time.monotonic()
         while True:
-            known = {member.id: member for member in members(self.journal).result()}
-            there = self.host.call(_present(self.courier))
-            if (chosen := choose(there, known)) is not None:
+            there = self.courier.present()
+            chosen = choose(there, {member.id: member for member in known.result()})
+            if chosen is not None:
                 return chosen
             self.check()
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()
                 log.warning("waiting", extra={"words": f"{what}; here: {len(there)}"})
             time.sleep(0.02)
+            known = members(self.journal)
 
     def _await(self, window: Window, answer: Future[Any]) -> Any:
         """An answer, and now and then a word about whom it is that the round waits for."""
@@ -250,30 +254,31 @@ class Fleet:
     def _reply(self, round: int, device: int, taken: Taken) -> Reply:
         if taken.reply is not None:
             return taken.reply
-        return self.courier.screen.open(self.spool.read(round, device, taken.digest), device, round)
+        content = self.spool.view(round, device, taken.digest)
+        return self.courier.screen.open(content, device, round, summed=True)  # before it was taken
 
-    def _training(self, task: Task) -> Callable[[int, int], Load]:
+    def _training(self, task: Task) -> Callable[[int, int], Frames]:
         """What a device is sent to train: made once for all that hold the same."""
-        way, made = task.way, dict[int, list[bytes]]()
+        way, made = task.way, dict[int, Frames]()
         assert way is not None
         frame, marks = self._frame(task, task.state), broadcast.marks(self.run.down)
 
-        def load(device: int, held: int) -> Load:
+        def load(device: int, held: int) -> Frames:
             way.believe(device, held)
             missed = way.missed(device)
             if missed not in made:
                 made[missed] = broadcast.frames(way, device, frame, marks)
-            return {}, made[missed]
+            return made[missed]
 
         return load
 
-    def _evaluating(self, task: Task) -> Callable[[int, int], Load]:
+    def _evaluating(self, task: Task) -> Callable[[int, int], Frames]:
         """The whole state, whatever a device holds: what it holds may be a rounded one."""
         full = broadcast.full(self.run.down)
         payload = full.encode(task.state.params, self.run.layout, {}, Sending())[0]
         mark = broadcast.marks(self.run.down)[wire.Kind.STATE]
-        frame = wire.pack(replace(self._frame(task, task.state), payload=payload, codec=mark))
-        return lambda device, held: ({}, [frame])
+        pieces = wire.pieces(replace(self._frame(task, task.state), payload=payload, codec=mark))
+        return lambda device, held: [pieces]
 
     def _frame(self, task: Task, state: State) -> wire.Frame:
         return wire.Frame(
@@ -302,7 +307,3 @@ def _evaluating(able: list[int], there: set[int], patient: bool) -> list[int] | 
     """
     chosen = able if patient else [device for device in able if device in there]
     return chosen if chosen or (there and not able) else None
-
-
-async def _present(courier: Courier) -> set[int]:
-    return courier.present()

@@ -10,8 +10,9 @@ from typing import Any
 
 from edgewise.device import Reply
 from edgewise.errors import EdgewiseError
+from edgewise.wire import Bytes
 
-Load = tuple[dict[str, Any], Sequence[bytes]]  # a task message's body, and the frames that follow it
+Frames = Sequence[Sequence[Bytes]]  # those of a task, each in pieces
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Window:
         asked: Sequence[int],
         needed: int,
         wanted: int,
-        load: Callable[[int, int], Load],
+        load: Callable[[int, int], Frames],
         reserve: Sequence[int] = (),
     ) -> None:
         self.round, self.asked, self.needed, self.wanted = round, tuple(asked), needed, wanted
