@@ -76,8 +76,11 @@ class Courier:
         session = self.sessions[member.id] = Session(self, member, context)
         try:
             await session.run(context.read)
+        except asyncio.CancelledError:
+            pass  # gRPC tells the agent of the end of what returns, and not of what is cancelled
         finally:  # no waiting here: gRPC cancels a task whose stream has ended, whatever it is at
             session.ready = False
+            session.left.set()
             if session.completing is None or session.completing.done():
                 self._gone(session)
             else:  # until then the device's next stream has to wait
@@ -93,10 +96,11 @@ class Courier:
     async def _replace(self, old: Session) -> None:
         """The device has come again, by a new stream: what the old one had in hand is concluded first."""
         self.note("replaced", "its earlier stream was still open", device=old.device)
-        waiting = [task for task in (old.task, old.completing) if task is not None]
         if old.task is not None:
             old.task.cancel()
-        await asyncio.wait(waiting)
+        await old.left.wait()  # not for its task, which then tells an agent that may be gone
+        if old.completing is not None:
+            await asyncio.wait([old.completing])
         self._gone(old)
 
     def arrived(self, session: Session, coming: bool) -> None:

@@ -123,6 +123,11 @@ class Host:
             self.loop.close()
 
 
+def at_most(connections: int) -> tuple[str, int]:
+    """The option of a server that closes connections beyond so many."""
+    return ("grpc.max_allowed_incoming_connections", connections)
+
+
 def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
     """The port of agents."""
 

@@ -54,6 +54,7 @@ class Session:
         "heard",
         "held",
         "hello",
+        "left",
         "line",
         "loose",
         "member",
@@ -66,6 +67,7 @@ class Session:
         self.courier, self.member = courier, member
         self.line = Line(down, context.write)
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.left = asyncio.Event()  # once its stream is no longer listened to
         self.heard = time.monotonic()
         self.hello: Any = None
         self.held = 0  # the round whose state it holds
