@@ -197,8 +197,12 @@ def broadcast(codec: Codec, layout: Layout, seed: int) -> Broadcast:
     return (FullState if codec.lossless else Differences)(codec, layout, seed)
 
 
-def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Kind, bytes]) -> list[bytes]:
+def frames(
+    way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Kind, bytes]
+) -> list[tuple[wire.Bytes, ...]]:
     """What `device` is sent, in order, from a `task` whose kind, codec and payload are filled in here.
+
+    Each frame comes in pieces (`wire.pieces`).
 
     The frames are the same for all devices that hold the same, unless `task` is addressed to one.
 
@@ -206,11 +210,11 @@ def frames(way: Broadcast, device: int, task: wire.Frame, marks: Mapping[wire.Ki
     """
     kind, payloads = way.payloads(device)
     first = task.round - len(payloads) + 1
-    found = []
+    found = list[tuple[wire.Bytes, ...]]()
     for number, payload in enumerate(payloads, start=first):
         buffers = task.buffers if number == task.round else b""
         found.append(
-            wire.pack(
+            wire.pieces(
                 replace(
                     task,
                     kind=kind,

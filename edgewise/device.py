@@ -18,7 +18,7 @@ from torch import Tensor
 from edgewise import randomness, wire
 from edgewise.algorithms.base import Algorithm
 from edgewise.broadcast import Broadcast
-from edgewise.codecs import Codec, NotFinite, Raw, Sending
+from edgewise.codecs import Codec, NotFinite, Payload, Raw, Sending
 from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
 from edgewise.errors import EdgewiseError
@@ -45,7 +45,7 @@ class Reply:
     """What comes back. One reply may speak for several devices whose updates were averaged on the way."""
 
     devices: tuple[int, ...]
-    payload: bytes
+    payload: Payload
     buffers: Tensor
     examples: int
     losses: tuple[float, ...]  # one for each device
@@ -57,9 +57,13 @@ class Reply:
 
     def pack(self, round: int, agreed: wire.Expected) -> bytes:
         """One device's reply as the frame that travels."""
+        return b"".join(self.pieces(round, agreed))
+
+    def pieces(self, round: int, agreed: wire.Expected) -> tuple[wire.Bytes, ...]:
+        """The frame's bytes in pieces."""
         (device,), (loss,) = self.devices, self.losses
         buffers, _ = Raw().encode(self.buffers, Layout.vector(self.buffers.numel()), {}, Sending())
-        return wire.pack(
+        return wire.pieces(
             wire.Frame(
                 kind=wire.Kind.UPDATE,
                 layout=agreed.layout,
@@ -74,9 +78,11 @@ class Reply:
         )
 
     @classmethod
-    def unpack(cls, data: bytes, agreed: wire.Expected, dtype: torch.dtype) -> Reply:
-        """The reply in a frame; FrameError if there is none."""
-        frame = wire.unpack(data, agreed)
+    def unpack(
+        cls, data: wire.Bytes, agreed: wire.Expected, dtype: torch.dtype, summed: bool = False
+    ) -> Reply:
+        """The reply in a frame, with a view of its payload; FrameError if there is none. As `wire.unpack`."""
+        frame = wire.unpack(data, agreed, summed=summed)
         buffers = Raw().decode(frame.buffers, Layout.vector(len(frame.buffers) // dtype.itemsize), dtype)
         return cls((frame.device,), frame.payload, buffers, frame.count, (frame.value,))
 

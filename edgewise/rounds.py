@@ -186,7 +186,7 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     steps = min(every, parts.steps - done)
     factor = parts.schedule.factor(done / parts.steps, progress.note or {})
     layout = parts.model.layout
-    asked = engine.choose(number, ranking(config, number), config.cohort_size)
+    asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
     state = progress.way.announce(number, progress.server.state)
     task = Task(number, steps, factor, state, progress.way)
     gathering, got = config.aggregate.start(task.state, folder), _Got()

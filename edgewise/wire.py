@@ -45,6 +45,7 @@ LARGEST = 0xFFFFFFFF
 CHUNK = 1 << 18  # bytes read from a stream at a time
 
 Bytes = bytes | bytearray | memoryview
+Part = bytes | memoryview
 
 
 class FrameError(EdgewiseError, ValueError):
@@ -90,8 +91,8 @@ class Frame:
     device: int
     value: float
     count: int
-    payload: bytes
-    buffers: bytes
+    payload: Part
+    buffers: Part
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,39 @@ class Header:
                 f"a frame with buffers of {self.buffers} bytes, where {wanted.buffers} were expected"
             )
 
-    def frame(self, payload: bytes, buffers: bytes) -> Frame:
-        """The frame of this header and what follows it; FrameError if the checksum says otherwise."""
-        checksum = zlib.crc32(buffers, zlib.crc32(payload, zlib.crc32(self.pack()[:CHECKED])))
+    def frame(self, payload: Part, buffers: Part, summed: bool = False) -> Frame:
+        """The frame of this header and what follows it; FrameError if the checksum says otherwise.
+
+        It is not looked at where it was already (`summed`).
+        """
+        checksum = self.checksum
+        if not summed:
+            checksum = zlib.crc32(buffers, zlib.crc32(payload, zlib.crc32(self.pack()[:CHECKED])))
         if checksum != self.checksum:
             raise FrameError(f"a frame with the checksum {checksum:08x}, where it says {self.checksum:08x}")
         marks = (self.kind, self.layout, self.codec)
         return Frame(*marks, self.round, self.device, self.value, self.count, payload, buffers)
+
+
+class Sum:
+    """The checksum of a frame, looked at while its bytes come in."""
+
+    def __init__(self) -> None:
+        self._head, self._value = b"", 0
+
+    def add(self, data: Bytes) -> None:
+        """The next bytes."""
+        if (lacking := LENGTH - len(self._head)) > 0:
+            self._head += data[:lacking]
+            if len(self._head) < LENGTH:
+                return
+            self._value, data = zlib.crc32(self._head[:CHECKED]), memoryview(data)[lacking:]
+        self._value = zlib.crc32(data, self._value)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is the one that the frame says."""
+        return self._head[CHECKED:] == struct.pack("<I", self._value)
 
 
 def layout_mark(digest: str) -> bytes:
@@ -191,14 +218,22 @@ def length(payload: int, buffers: int) -> int:
 
 def pack(frame: Frame) -> bytes:
     """The bytes of a frame; FrameError if a field does not fit the format."""
+    return b"".join(pieces(frame))
+
+
+def pieces(frame: Frame) -> tuple[bytes, Bytes, Bytes]:
+    """The bytes of a frame in three pieces, of which payload and buffers are the frame's own."""
     marks, lengths = (frame.kind, frame.layout, frame.codec), (len(frame.payload), len(frame.buffers))
     header = Header(*marks, frame.round, frame.device, frame.value, frame.count, *lengths).pack()[:CHECKED]
     checksum = zlib.crc32(frame.buffers, zlib.crc32(frame.payload, zlib.crc32(header)))
-    return b"".join((header, struct.pack("<I", checksum), frame.payload, frame.buffers))
+    return header + struct.pack("<I", checksum), frame.payload, frame.buffers
 
 
-def unpack(data: Bytes, *expected: Expected) -> Frame:
-    """The frame that these bytes are, all of them; else FrameError. The parts are copies."""
+def unpack(data: Bytes, *expected: Expected, summed: bool = False) -> Frame:
+    """The frame that these bytes are, all of them; else FrameError. Payload and buffers are views of them.
+
+    `summed`: their checksum was looked at before (`Sum`).
+    """
     header = Header.parse(data)
     header.check(*expected)
     if len(data) != length(header.payload, header.buffers):
@@ -206,7 +241,7 @@ def unpack(data: Bytes, *expected: Expected) -> Frame:
         what = "truncated" if len(data) < says else "followed by other bytes"
         raise FrameError(f"a frame that is {what}: {len(data)} bytes, where its header says {says}")
     body = memoryview(data)[LENGTH:]
-    return header.frame(bytes(body[: header.payload]), bytes(body[header.payload :]))
+    return header.frame(body[: header.payload], body[header.payload :], summed)
 
 
 def read(source: Source, *expected: Expected) -> Frame:

@@ -107,7 +107,7 @@ class Fleet:
     def frames(self, number: int, state: State, device: int) -> list[bytes]:
         buffers = state.buffers.numpy().tobytes()
         task = wire.Frame(Kind.STATE, wire.layout_mark(NET.digest), b"", number, device, 0.5, 2, b"", buffers)
-        return frames(self.way, device, task, marks(self.codec))
+        return [b"".join(pieces) for pieces in frames(self.way, device, task, marks(self.codec))]
 
     def round(self, number: int, state: State, asked: Iterable[int]) -> State:
         """One round down; the state that the cohort must hold now."""
@@ -416,7 +416,7 @@ def test_bytes_down_are_the_lengths_of_the_frames(
                 Kind.STATE, bytes(16), b"", self.round, device, 1.0, 1, b"", bits(reference.buffers)
             )
             marked = dict.fromkeys(Kind, bytes(8))
-            lengths.append(sum(map(len, frames(self, device, task, marked))))
+            lengths.append(sum(len(b"".join(pieces)) for pieces in frames(self, device, task, marked)))
         counted.append(lengths)
         plain(self, devices)
 

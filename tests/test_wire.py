@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -338,3 +339,25 @@ def test_unpacking_copies_the_frame_once() -> None:
         wire.unpack(packed, expected(frame))
     with peak_below(8 * MiB + SLACK):
         wire.pack(frame)
+
+
+# ---- the checksum, while bytes come in ----
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 110), max_size=5), st.integers(0, 103))
+def test_a_checksum_is_found_whatever_the_pieces(payload: bytes, cuts: list[int], at: int) -> None:
+    packed = wire.pack(replace(UPDATE, payload=payload, buffers=b""))
+    flipped = bytearray(packed)
+    flipped[min(at, len(packed) - 1)] ^= 1
+    for data in (packed, bytes(flipped)):
+        found = wire.Sum()
+        for start, stop in pairwise([0, *sorted(cuts), max([len(data), *cuts])]):
+            found.add(data[start:stop])
+        assert found.agrees == (data == packed)
+
+
+def test_what_is_shorter_than_a_header_has_no_checksum() -> None:
+    found = wire.Sum()
+    assert not found.agrees
+    found.add(wire.pack(UPDATE)[:63])
+    assert not found.agrees

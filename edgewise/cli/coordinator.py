@@ -223,9 +223,9 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     --data is only what the coordinator evaluates on. Without any (--shape and --classes), devices evaluate
     on what they hold out. A HOME holds one run; for another one name another folder with --out.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, _leave)
-    try:
+    try:  # from here on: a signal may come right after its handler
+        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, _leave)
         _run(home, config_file, extras, flags)
     except _Leaving:
         click.echo("edgewise: stopped; nothing is lost, run again to continue", err=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgewise import specs
-from edgewise.codecs.base import Codec, Memory, NotFinite, PayloadError, Sending
+from edgewise.codecs.base import Codec, Memory, NotFinite, Payload, PayloadError, Sending
 from edgewise.codecs.dgc import DGC
 from edgewise.codecs.feedback import Feedback
 from edgewise.codecs.half import Half
@@ -118,6 +118,7 @@ __all__ = [
     "LowRank",
     "Memory",
     "NotFinite",
+    "Payload",
     "PayloadError",
     "PowerSGD",
     "RandomK",

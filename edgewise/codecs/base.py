@@ -22,6 +22,7 @@ from edgewise.vector import Layout
 
 Memory = Mapping[str, Tensor]  # what a codec remembers from one sending to the next; {} at the start
 Floats = NDArray[np.float32]
+Payload = bytes | memoryview
 
 
 class PayloadError(EdgewiseError, ValueError):
@@ -71,9 +72,10 @@ class Codec(Protocol):
         """
         ...
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         """The vector (P,) that a payload stands for, in memory of its own, on the CPU.
 
+        A payload that is a view of writable memory may become that memory: whoever lets it go, lets it go.
         PayloadError if the payload cannot be one; what a lossy codec decodes is finite. Whatever the
         bytes, less memory is taken than eight such vectors and eight times `bound`.
         """

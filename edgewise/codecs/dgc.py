@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs import indices
-from edgewise.codecs.base import Memory, PayloadError, Sending, check_length, floats
+from edgewise.codecs.base import Memory, Payload, PayloadError, Sending, check_length, floats
 from edgewise.codecs.select import check_share, count, largest
 from edgewise.codecs.topk import check_bits, read, read_values, size, spread, write
 from edgewise.errors import EdgewiseError
@@ -87,7 +87,7 @@ class DGC:
                 velocity[places] = 0
         return payload, after
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         n, content = layout.count, memoryview(payload)
         if len(content) < PREFIX:
             raise PayloadError(f"a payload of {len(content)} bytes where {PREFIX} or more were expected")

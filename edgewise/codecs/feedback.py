@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Codec, Memory, NotFinite, Sending
+from edgewise.codecs.base import Codec, Memory, NotFinite, Payload, Sending
 from edgewise.vector import Layout
 
 RESIDUAL = "residual"
@@ -56,7 +56,7 @@ class Feedback:
             raise NotFinite  # an update near the largest number there is
         return payload, {**inner_next, RESIDUAL: residual}
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return self.codec.decode(payload, layout, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Memory, NotFinite, PayloadError, Sending, check_length
+from edgewise.codecs.base import Memory, NotFinite, Payload, PayloadError, Sending, check_length
 from edgewise.vector import Layout
 
 CHUNK = 1 << 16
@@ -44,7 +44,7 @@ class Half:
             halves[start : start + CHUNK] = part
         return halves.view(torch.int16).numpy().astype("<i2", copy=False).tobytes(), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
         halves = torch.empty(layout.count, dtype=torch.int16)
         halves.numpy()[:] = np.frombuffer(payload, "<i2")

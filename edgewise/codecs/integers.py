@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, Sending
+from edgewise.codecs.base import Floats, Memory, Payload, Sending
 from edgewise.codecs.blocks import INT8, SMALL, Blocks, Codes
 from edgewise.vector import Layout
 
@@ -37,7 +37,7 @@ class Int8:
     ) -> tuple[bytes, Memory]:
         return EIGHT.encode(vector, lambda rows, _: nearest(rows, 127)), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return EIGHT.decode(payload, layout.count, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:
@@ -54,7 +54,7 @@ class Int4:
     ) -> tuple[bytes, Memory]:
         return FOUR.encode(vector, lambda rows, _: nearest(rows, 7)), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return FOUR.decode(payload, layout.count, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:

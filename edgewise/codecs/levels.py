@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, Sending, check_length
+from edgewise.codecs.base import Floats, Memory, Payload, Sending, check_length
 from edgewise.codecs.blocks import Blocks, Codes, Quantise
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
@@ -76,7 +76,7 @@ class Levels:
         payload = self._form.encode(vector, lambda rows, _: quantise(hadamard(rows * signs), BLOCK))
         return seed.to_bytes(SEED, "little") + payload, memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         if not self.rotate:
             return self._form.decode(payload, layout.count, dtype)
         check_length(payload, self.bound(layout, dtype))

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Memory, NotFinite, PayloadError, Sending, floats
+from edgewise.codecs.base import Memory, NotFinite, Payload, PayloadError, Sending, floats
 from edgewise.codecs.bits import pack, packed_size, unpack
 from edgewise.codecs.levels import LEVELS, nearest
 from edgewise.codecs.select import check_finite, check_share
@@ -83,7 +83,7 @@ class LowRank:
         payload.append(write(rest, 8))
         return b"".join(payload), {WARM: torch.cat(following)} if following else {}
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         matrices, others = parts(layout)
         sizes = [entry.stop - entry.start for entry in others]
         start, content = RANK * len(matrices), memoryview(payload)

@@ -29,7 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, NotFinite, PayloadError, Sending, check_length, floats
+from edgewise.codecs.base import (
+    Floats,
+    Memory,
+    NotFinite,
+    Payload,
+    PayloadError,
+    Sending,
+    check_length,
+    floats,
+)
 from edgewise.codecs.subspace import (
     LARGEST,
     LOWEST_EXPONENT,
@@ -87,7 +96,7 @@ class PowerSGD:
         payload = b"".join(_write(part.reshape(-1), self.bits) for part in parts)
         return payload, {WARM: torch.cat(following)} if following else {}
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
         vector = torch.empty(layout.count, dtype=dtype)
         matrices, others = self._parts(layout)
@@ -136,7 +145,7 @@ def _write(part: Floats, bits: int) -> bytes:
     return np.array(scale, "<f4").tobytes() + sent.tobytes()
 
 
-def _read(payload: bytes, start: int, size: int, bits: int) -> tuple[Tensor, int]:
+def _read(payload: Payload, start: int, size: int, bits: int) -> tuple[Tensor, int]:
     """`size` numbers from byte `start` on, and where they end; PayloadError if one is not finite."""
     part = torch.empty(size)
     if bits == 32:

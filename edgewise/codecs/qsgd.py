@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, Sending
+from edgewise.codecs.base import Floats, Memory, Payload, Sending
 from edgewise.codecs.blocks import INT8, SMALL, Blocks, Codes
 from edgewise.codecs.integers import FOUR_BITS, signed
 from edgewise.codecs.uniform import Uniform
@@ -74,7 +74,7 @@ class QSGD:
 
         return FORMS[self.bits].encode(vector, quantise), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return FORMS[self.bits].decode(payload, layout.count, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgewise.codecs.base import Memory, PayloadError, Sending, check_length, floats
+from edgewise.codecs.base import Memory, Payload, PayloadError, Sending, check_length, floats
 from edgewise.codecs.indices import Indices
 from edgewise.codecs.select import check_finite, check_share, count
 from edgewise.codecs.topk import spread
@@ -57,7 +57,7 @@ class RandomK:
                 sent = np.clip(sent * lengths.astype(np.float32), -LARGEST, LARGEST)
         return seed + sent.astype("<f4").tobytes(), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
         values = np.frombuffer(payload, "<f4", offset=SEED).astype(np.float32)
         if not np.isfinite(values).all():

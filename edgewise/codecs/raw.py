@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Memory, Sending, check_length
+from edgewise.codecs.base import Memory, Payload, Sending, check_length
 from edgewise.vector import Layout
+
+ALIGNED = 64  # bytes: as torch aligns what it allocates
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Raw:
         values = vector.detach().cpu().numpy()
         return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes(), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
-        # Copied into memory that torch allocates: unaligned bytes can change low bits later on.
+        if layout.count and _ours(payload):
+            return torch.frombuffer(payload, dtype=dtype)
         vector = torch.empty(layout.count, dtype=dtype)
         target = vector.numpy()
         target[:] = np.frombuffer(payload, dtype=target.dtype.newbyteorder("<"))
@@ -34,3 +38,13 @@ class Raw:
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:
         return layout.count * dtype.itemsize
+
+
+def _ours(payload: Payload) -> bool:
+    """Whether the bytes can be the vector itself: written to by nobody else, and where torch would put them.
+
+    Bytes that are aligned otherwise can change low bits later on.
+    """
+    if isinstance(payload, bytes) or payload.readonly or sys.byteorder != "little":
+        return False
+    return np.frombuffer(payload, np.uint8).ctypes.data % ALIGNED == 0

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, Sending
+from edgewise.codecs.base import Floats, Memory, Payload, Sending
 from edgewise.codecs.blocks import Blocks, Codes
 from edgewise.vector import Layout
 
@@ -37,7 +37,7 @@ class Sign:
     ) -> tuple[bytes, Memory]:
         return FORM.encode(vector, signs), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return FORM.decode(payload, layout.count, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs import indices
-from edgewise.codecs.base import Memory, PayloadError, Sending, check_length, floats
+from edgewise.codecs.base import Memory, Payload, PayloadError, Sending, check_length, floats
 from edgewise.codecs.bits import pack, packed_size, unpack
 from edgewise.codecs.select import check_share, count, largest
 from edgewise.codecs.topk import spread
@@ -51,7 +51,7 @@ class STC:
         signs = pack(np.signbit(chosen).view(np.uint8), 1).tobytes()
         return indices.encode(kept, len(values)) + signs + np.array(mean, "<f4").tobytes(), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
         n, content = layout.count, memoryview(payload)
         k = count(self.share, n)

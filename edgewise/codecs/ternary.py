@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgewise.codecs.base import Floats, Memory, Sending
+from edgewise.codecs.base import Floats, Memory, Payload, Sending
 from edgewise.codecs.blocks import SMALL, Blocks, Codes
 from edgewise.codecs.uniform import Uniform
 from edgewise.vector import Layout
@@ -47,7 +47,7 @@ class Ternary:
         uniform = Uniform(sending.key)
         return FORM.encode(vector, lambda rows, _: drawn(rows, uniform)), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         return FORM.decode(payload, layout.count, dtype)
 
     def bound(self, layout: Layout, dtype: torch.dtype) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from edgewise.codecs import indices
-from edgewise.codecs.base import Floats, Memory, PayloadError, Sending, check_length, floats
+from edgewise.codecs.base import Floats, Memory, Payload, PayloadError, Sending, check_length, floats
 from edgewise.codecs.indices import Indices
 from edgewise.codecs.select import check_share, count, largest
 from edgewise.errors import EdgewiseError
@@ -54,7 +54,7 @@ class TopK:
         kept = largest(values, count(self.share, len(values)))
         return indices.encode(kept, len(values)) + write(values[kept], self.bits), memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         check_length(payload, self.bound(layout, dtype))
         return spread(*read(payload, count(self.share, layout.count), layout.count, self.bits), layout, dtype)
 

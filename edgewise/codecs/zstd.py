@@ -23,7 +23,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from edgewise.codecs.base import Codec, Memory, PayloadError, Sending
+from edgewise.codecs.base import Codec, Memory, Payload, PayloadError, Sending
 from edgewise.vector import Layout
 
 STORED, FRAME, PLANES = 0, 1, 2
@@ -56,7 +56,7 @@ class Zstd:
         flag = min(forms, key=lambda form: (len(forms[form]), form))
         return bytes([flag]) + forms[flag], memory
 
-    def decode(self, payload: bytes, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: Payload, layout: Layout, dtype: torch.dtype) -> Tensor:
         if not len(payload):
             raise PayloadError("a payload of 0 bytes lacks the byte that says how it is compressed")
         flag, body = payload[0], memoryview(payload)[1:]

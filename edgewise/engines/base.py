@@ -40,10 +40,11 @@ class Engine(Protocol):
         """The devices to ask, in order: the first `size` of the ranking where all can be reached."""
         ...
 
-    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+    def ask(self, task: Task, cohort: list[int]) -> Iterator[Reply]:
         """Give the task to every device of the cohort and yield the replies, in the cohort's order.
 
-        Where devices are real, some may not answer: theirs are left out.
+        Where devices are real, some may not answer: theirs are left out. Others may be asked in their place:
+        they are added to the cohort.
         """
         ...
 

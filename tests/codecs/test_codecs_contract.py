@@ -233,7 +233,7 @@ def test_what_is_decoded_lies_in_aligned_memory_of_its_own(form: str, dtype: tor
     payload, _ = codec.encode(vector("gaussian", layout.count, dtype), layout, {}, SENDING)
     kept = bytes(bytearray(payload))
     shifted = memoryview(b"\0" + payload)[1:]  # as bytes lie in a message that came over a network
-    first, second = (codec.decode(content, layout, dtype) for content in (payload, shifted))  # type: ignore[arg-type]
+    first, second = (codec.decode(content, layout, dtype) for content in (payload, shifted))
     assert bits(first) == bits(second)
     assert first.data_ptr() % 64 == second.data_ptr() % 64 == 0
     before = bits(second)
@@ -323,6 +323,20 @@ def test_raw_is_little_endian_and_nothing_else() -> None:
     assert Raw().decode(payload, layout, torch.float32).tolist() == [1, -2]
     double = torch.tensor([1.0], dtype=torch.float64)
     assert Raw().encode(double, Layout.vector(1), {}, SENDING)[0] == bytes.fromhex("000000000000f03f")
+
+
+@every_dtype
+@pytest.mark.parametrize(("shift", "same"), [(0, True), (64, True), (32, False), (1, False)])
+def test_raw_becomes_writable_memory_where_it_is_aligned(dtype: torch.dtype, shift: int, same: bool) -> None:
+    values, layout = vector("gaussian", 37, dtype), Layout.vector(37)
+    memory = torch.zeros(shift + values.nbytes, dtype=torch.uint8)
+    view = memoryview(memory.numpy())[shift:]
+    view[:] = Raw().encode(values, layout, {}, SENDING)[0]
+    decoded = Raw().decode(view, layout, dtype)
+    assert bits(decoded) == bits(values) and decoded.data_ptr() % 64 == 0
+    assert (decoded.data_ptr() == memory.data_ptr() + shift) == same
+    decoded.zero_()
+    assert (bits(Raw().decode(view, layout, dtype)) != bits(values)) == same
 
 
 @every_dtype

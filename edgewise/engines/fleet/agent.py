@@ -25,20 +25,13 @@ from edgewise.engines.fleet.duty import Duty
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.keep import Memories
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.link import Beats, Disconnected, Link, Offence, connect, why
-from edgewise.engines.fleet.messages import (
-    EVALUATE,
-    FINISHED,
-    PROTOCOL,
-    REFUSED,
-    TRAIN,
-    up,
-)
+from edgewise.engines.fleet.link import Beats, Disconnected, Link, Offence, connect, heard, why
+from edgewise.engines.fleet.messages import EVALUATE, FINISHED, PROTOCOL, REFUSED, TRAIN, up
 from edgewise.engines.fleet.parcels import Incoming, Outgoing
 from edgewise.errors import EdgewiseError
+from edgewise.wire import Bytes
 
 FIRST, LONGEST = 0.1, 30.0  # seconds between two attempts to connect
-SOON = 20.0  # seconds for the coordinator's first word
 RETRY = 2.0  # seconds until a memory is written again that the disk had no room for
 BACKLOG = 1000  # messages that may wait for the coordinator
 RUN = re.compile(r"[0-9a-f]{32}", re.ASCII)  # a run's id, which names a folder here
@@ -62,14 +55,8 @@ class Agent:
         once: bool = False,
         fault: Fault | None = None,
     ) -> None:
-        self.link, self.prepare, self.remember, self.executor, self.once = (
-            link,
-            prepare,
-            remember,
-            executor,
-            once,
-        )
-        self.fault = fault or Fault(None, ())
+        self.link, self.prepare, self.remember, self.executor = link, prepare, remember, executor
+        self.once, self.fault = once, fault or Fault(None, ())
         self.run_id = ""
         self.plan: bytes = b""
         self.duty: Duty | None = None
@@ -112,19 +99,19 @@ class Agent:
             line.say(hello=self._hello())
             writing = [asyncio.create_task(line.run())]
             try:
-                while (message := await _read(call, len(writing) == 1)) is not grpc.aio.EOF:
+                while (found := await heard(call, first=len(writing) == 1)) is not None:
                     beats.heard()
                     if line.waiting > BACKLOG:
                         raise Offence("the coordinator talks faster than it listens")
-                    kind = message.WhichOneof("body")
+                    kind, body = found
                     if kind == "farewell":
-                        return self._farewell(message.farewell)
+                        return self._farewell(body)
                     if kind == "plan":
-                        await self._plan(message.plan, line)
+                        await self._plan(body, line)
                         if len(writing) == 1:
-                            writing.append(asyncio.create_task(beats.run(line, message.plan.beat, call)))
-                    elif kind is not None:
-                        await self._on(kind, getattr(message, kind), line)
+                            writing.append(asyncio.create_task(beats.run(line, body.beat, call)))
+                    else:
+                        await self._on(kind, body, line)
                 raise await why(call)
             finally:
                 for task in writing:
@@ -190,7 +177,7 @@ class Agent:
         return bool(farewell.kind == FINISHED and self.once)
 
     async def _on(self, kind: str, body: Any, line: Line) -> None:
-        if kind != "beat" and (self.line is None or self.duty is None):
+        if kind not in ("", "beat") and (self.line is None or self.duty is None):
             raise Offence(f"'{kind}' came out of turn")
         if kind == "task":
             assert self.duty is not None
@@ -200,13 +187,13 @@ class Agent:
             self.incoming = Incoming(body, [], size)
             self._chunk(body.data)
         elif kind == "chunk":
-            if not body.data:
+            if not body:
                 raise Offence("a chunk with nothing in it")
-            self._chunk(body.data)
+            self._chunk(body)
         elif kind == "verdict":
             await self._verdict(body, line)
 
-    def _chunk(self, data: bytes) -> None:
+    def _chunk(self, data: Bytes) -> None:
         incoming = self.incoming
         if incoming is None or self.duty is None:
             return
@@ -240,7 +227,7 @@ class Agent:
             return
         self.fault.reached("heard", verdict.round)
         if verdict.taken:
-            await self._away(self.keep.commit)
+            await self._keep(self.keep.commit)
             self.fault.reached("moved", verdict.round)
         elif verdict.again and self.outgoing is not None:
             self._send(self.outgoing, line, verdict.offset)
@@ -248,7 +235,7 @@ class Agent:
         else:
             line.drop()
             log.info("not taken", extra={"round": verdict.round, "words": verdict.reason})
-            await self._away(self.keep.forget)
+            await self._keep(self.keep.forget)
         self.outgoing = None
         self._begin()
 
@@ -298,8 +285,10 @@ class Agent:
         began = time.monotonic()
         frame, memory = self.duty.train(frames, self.keep.memory)
         self.fault.reached("trained", round)
-        digest = hashlib.sha256(frame).digest()
-        outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
+        digest = hashlib.sha256()
+        for piece in frame:
+            digest.update(piece)
+        outgoing = Outgoing(round, digest.digest(), frame, time.monotonic() - began)
         return outgoing, memory, self._remembered(outgoing, memory)
 
     def _remembered(self, outgoing: Outgoing, memory: Memory) -> bool:
@@ -318,11 +307,11 @@ class Agent:
         head = {
             "round": outgoing.round,
             "digest": outgoing.digest,
-            "length": len(outgoing.frame),
+            "length": outgoing.length,
             "offset": offset,
             "seconds": outgoing.seconds,
         }
-        line.push([outgoing.frame], offset, lambda: self.fault.reached("sent", outgoing.round), update=head)
+        line.push(outgoing.frame, offset, lambda: self.fault.reached("sent", outgoing.round), update=head)
 
     async def _settle_down(self) -> None:
         """Let the work for an earlier plan come to its end; nobody waits for its result."""
@@ -330,14 +319,13 @@ class Agent:
             self.next = None
             await asyncio.wait([self.working])
 
+    async def _keep(self, action: Callable[[], None]) -> None:
+        assert self.keep is not None
+        if self.keep.blocks:
+            await self._away(action)
+        else:
+            action()
+
     async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, action, *arguments)
-
-
-async def _read(call: Any, first: bool) -> Any:
-    """The next message. The first must come soon: there are no beats yet that would tell of a silent end."""
-    try:
-        return await asyncio.wait_for(call.read(), SOON if first else None)
-    except TimeoutError:
-        raise Disconnected("connected, but no plan has come") from None

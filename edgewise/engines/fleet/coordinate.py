@@ -5,13 +5,16 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, Protocol
 
+from edgewise.engines.fleet.descriptors import shares
 from edgewise.engines.fleet.enrol import Enrolment
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.fleet import Fleet, Run
 from edgewise.engines.fleet.home import Home
 from edgewise.engines.fleet.host import (
     JOIN_OPTIONS,
+    OPTIONS,
     Ports,
+    at_most,
     control_handlers,
     fleet_handlers,
     join_handlers,
@@ -74,12 +77,16 @@ class Coordinator:
             courier.metrics.serve(self.metrics)
         agents = fleet_handlers(courier, self.journal, insecure)
         mutual = None if insecure else server_credentials(self.authority, mutual=True)
-        self.address = host.call(host.serve(self.ports.listen, mutual, agents))
+        most, joins = shares()
+        self.address = host.call(host.serve(self.ports.listen, mutual, agents, (*OPTIONS, at_most(most))))
         if not insecure:
             joining = join_handlers(Enrolment(self.authority, self.journal, courier.supersede))
             plain = server_credentials(self.authority, mutual=False)
             self.join_address = host.call(
-                host.serve(self.ports.join, plain, joining, JOIN_OPTIONS, "the port for joining,")
+                host.serve(
+                    *(self.ports.join, plain, joining, (*JOIN_OPTIONS, at_most(joins))),
+                    "the port for joining,",
+                )
             )
         control = control_handlers(Operator(self.journal, courier, run.rounds).answer)
         self.home.check_socket()

@@ -22,7 +22,7 @@ from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
 from edgewise.engines.fleet.messages import FINISHED, REFUSED, STOPPING, TRAIN
 from edgewise.engines.fleet.metrics import Metrics
-from edgewise.engines.fleet.pace import Pace
+from edgewise.engines.fleet.referee import Referee
 from edgewise.engines.fleet.roster import Member, flag
 from edgewise.engines.fleet.screen import Screen
 from edgewise.engines.fleet.session import Session
@@ -31,6 +31,7 @@ from edgewise.engines.fleet.window import Taken, Window
 from edgewise.errors import EdgewiseError
 
 T = TypeVar("T")
+SMALL = 1 << 22  # bytes of a vector of which several may be in memory at once
 HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
 SILENT = 3  # beats without a word after which a stream is given up
 log = logging.getLogger("edgewise.coordinator")
@@ -45,14 +46,14 @@ class Courier:
         self.run, self.plan, self.longest = run, plan, longest
         self.journal, self.spool, self.screen = journal, spool, screen
         self.version = version("edgewise")
-        self.metrics, self.pace, self.fault = Metrics(), Pace(), Fault(None, ())
+        self.metrics, self.fault, self.referee = Metrics(), Fault(None, ()), Referee(self)
         self.sessions: dict[int, Session] = {}
         self.revoked: set[int] = set()
         self.window: Window | None = None
         self.purpose = TRAIN
         self.examples = 0  # that an update of the open round stands for
         self._disk = ThreadPoolExecutor(8, "disk")
-        self._look = ThreadPoolExecutor(1, "screen")  # one at a time: one update in memory, not many
+        self._look = ThreadPoolExecutor(1, "screen")  # long updates one at a time, not all in memory at once
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
         self._begun = asyncio.Event()  # a window, by this process
@@ -75,8 +76,11 @@ class Courier:
         session = self.sessions[member.id] = Session(self, member, context)
         try:
             await session.run(context.read)
+        except asyncio.CancelledError:
+            pass  # gRPC tells the agent of the end of what returns, and not of what is cancelled
         finally:  # no waiting here: gRPC cancels a task whose stream has ended, whatever it is at
             session.ready = False
+            session.left.set()
             if session.completing is None or session.completing.done():
                 self._gone(session)
             else:  # until then the device's next stream has to wait
@@ -87,14 +91,16 @@ class Courier:
             del self.sessions[session.device]
             self._count()
             log.info("gone", extra={"device": session.device})
+            self.referee.moved()
 
     async def _replace(self, old: Session) -> None:
         """The device has come again, by a new stream: what the old one had in hand is concluded first."""
         self.note("replaced", "its earlier stream was still open", device=old.device)
-        waiting = [task for task in (old.task, old.completing) if task is not None]
         if old.task is not None:
             old.task.cancel()
-        await asyncio.wait(waiting)
+        await old.left.wait()  # not for its task, which then tells an agent that may be gone
+        if old.completing is not None:
+            await asyncio.wait([old.completing])
         self._gone(old)
 
     def arrived(self, session: Session, coming: bool) -> None:
@@ -102,11 +108,12 @@ class Courier:
         log.info("ready", extra={"device": session.device})
         self._count()
         if not coming:
-            self._push(session)
+            self.push(session.device)
+        self.referee.moved()
 
     def present(self) -> set[int]:
-        """Devices that can be asked."""
-        return {device for device, session in self.sessions.items() if session.ready}
+        """Devices that can be asked; another thread may want to know."""
+        return {device for device, session in list(self.sessions.items()) if session.ready}
 
     def expel(self, device: int, reason: str) -> None:
         """End a revoked device's stream at once; no round waits for it."""
@@ -115,7 +122,8 @@ class Courier:
         self.revoked.add(device)
         if self.window is not None and self.window.waits_for(device):
             self.window.excuse(device, reason)
-            self._consider(self.window)
+            self.referee.reinforce(self.window)
+            self.referee.consider(self.window)
 
     def supersede(self, device: int, fingerprint: str) -> None:
         """The device has this certificate from now on: whoever came with the one before is sent away."""
@@ -127,7 +135,7 @@ class Courier:
         session.ready = False
         session.line.say(farewell={"kind": REFUSED, "reason": reason})
         if session.task is not None:
-            self._later(0.2, session.task.cancel)
+            self.later(0.2, session.task.cancel)
 
     def _count(self) -> None:
         self.metrics.connected.set(len(self.present()))
@@ -152,20 +160,22 @@ class Courier:
         for device in window.asked:
             if device in self.revoked and window.waits_for(device):
                 window.excuse(device, "it was revoked")  # since the round was opened
-            elif device in self.sessions:
-                self._push(self.sessions[device])
-        self._consider(window)
+            else:
+                self.push(device)
+        self.referee.moved()
+        self.referee.consider(window)
 
-    def _push(self, session: Session) -> None:
-        window = self.window
-        if window is None or not session.ready or not window.waits_for(session.device):
+    def push(self, device: int) -> None:
+        """Send a device the task that the window has for it, if both are there."""
+        window, session = self.window, self.sessions.get(device)
+        if window is None or session is None or not session.ready or not window.waits_for(device):
             return
-        head, frames = window.load(session.device, session.held)
-        size = sum(map(len, frames))
-        lengths = [len(frame) for frame in frames]
-        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths, **head}
-        session.line.push(frames, done=lambda: self.metrics.sent.inc(size), task=body)
-        window.pushed.setdefault(session.device, time.monotonic())
+        frames = window.load(device, session.held)
+        lengths = [sum(map(len, pieces)) for pieces in frames]
+        body = {"round": window.round, "purpose": self.purpose, "lengths": lengths}
+        pieces = [piece for frame in frames for piece in frame]
+        session.line.push(pieces, done=lambda: self.metrics.sent.inc(sum(lengths)), task=body)
+        window.pushed.setdefault(device, time.monotonic())
         self.fault.reached("pushed", window.round)
 
     async def reopened(self, session: Session, round: int) -> None:
@@ -199,7 +209,7 @@ class Courier:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
             await asyncio.wrap_future(self.journal.take(self.run, entry))
         except EdgewiseError:
-            self._later(0, lambda: self._consider(window))  # others may have waited for this one
+            self.later(0, lambda: self.referee.consider(window))  # others may have waited for this one
             raise
         finally:
             window.doubt.discard(device)
@@ -211,15 +221,15 @@ class Courier:
         window.hot += arrival.length if hot else 0
         window.take(device, Taken(arrival.digest, reply if hot else None))
         self.metrics.updates.labels("taken").inc()
-        self._timed(window, device)
-        self._consider(window)
+        self.referee.timed(window, device)
+        self.referee.consider(window)
         return True
 
     def late(self, session: Session, round: int, counted: bool) -> None:
         """An update of a round that has no place for it."""
         window = self.window
         if window is not None and window.round == round and session.device in window.pushed:
-            self._timed(window, session.device)
+            self.referee.timed(window, session.device)
         self.metrics.updates.labels("late").inc()
         words = "another update of it counts" if counted else "the round is closed"
         self.note("late", words, round, session.device)
@@ -236,7 +246,9 @@ class Courier:
         window = self.window
         if window is not None and window.round == round and window.waits_for(session.device):
             self.note("failed", reason, round, session.device)
-            self._fail(window, session.device, reason)
+            window.fail(session.device, reason)
+            self.referee.reinforce(window)
+            self.referee.consider(window)
 
     def scored(self, session: Session, scores: Any) -> None:
         window = self.window
@@ -245,78 +257,45 @@ class Courier:
         if window.waits_for(session.device):
             window.take(session.device, scores)
             self.fault.reached("scored", window.round)
-            self._consider(window)
-
-    def _fail(self, window: Window, device: int, reason: str) -> None:
-        window.fail(device, reason)
-        self._consider(window)
-
-    def _timed(self, window: Window, device: int) -> None:
-        seconds = time.monotonic() - window.pushed.get(device, window.began)
-        self.pace.note(seconds)
-        self.metrics.answers.observe(seconds)
-
-    def _consider(self, window: Window) -> None:
-        """Close the window if that is due, or see when it will be."""
-        if window.closed or window is not self.window or window.doubt:
-            return
-        if window.enough:
-            self._shut(window)
-        elif window.valid and not window.timed:
-            window.timed = True
-            elapsed = time.monotonic() - window.began
-            allowance = self.pace.allowance or 2 * elapsed  # as long again, while nothing is known
-            self._later(max(0.0, allowance - elapsed), lambda: self._overdue(window))
-
-    def _overdue(self, window: Window) -> None:
-        if window.closed or window is not self.window:
-            return
-        if window.doubt:
-            self._later(0.01, lambda: self._overdue(window))
-        else:
-            self._shut(window)
-
-    def _shut(self, window: Window) -> None:
-        """Take no more from this moment on: what is journaled after it must not count."""
-        window.closed = True
-        self._spawn(self._close(window))
-
-    async def _close(self, window: Window) -> None:
-        """Where answers are missing, the journal says so before anything rests on it."""
-        missing = sorted({*window.missing(), *window.failed})
-        if self.purpose == TRAIN and window.valid:
-            closing = self.journal.close_round(self.run, window.round)
-            if missing:
-                try:
-                    await asyncio.wrap_future(closing)
-                except EdgewiseError as error:
-                    window.abandon(error)
-                    return
-                self.note("missing", f"closed without devices {missing}", window.round)
-            self.fault.reached("closed", window.round)
-            self.metrics.rounds.inc()
-            self.metrics.seconds.observe(time.monotonic() - window.began)
-        window.close()
+            self.referee.consider(window)
 
     # ---- the rest ----
 
     async def on_disk(self, action: Callable[..., T], *arguments: Any) -> T:
         """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
-        future = asyncio.get_running_loop().run_in_executor(self._disk, action, *arguments)
+        return await self._elsewhere(self._disk, action, *arguments)
+
+    async def concluded(self, arrival: Arrival, whole: bytes | None) -> tuple[Reply, float]:
+        """Make an update last and look at it: the reply and its norm; EdgewiseError if it may not count."""
+
+        def finish() -> None:
+            if whole is not None:
+                self.metrics.received.inc(len(whole))
+                arrival.write(whole)
+                self.fault.reached("arriving", arrival.round)
+            arrival.finish()
+            self.fault.reached("spooled", arrival.round)
+
+        def look() -> tuple[Reply, float]:
+            device, round, summed = arrival.device, arrival.round, arrival.checksum.agrees
+            return self.screen.check(arrival.content, device, round, self.examples, summed)
+
+        def both() -> tuple[Reply, float]:
+            finish()
+            return look()
+
+        if self.screen.nbytes <= SMALL:
+            return await self.on_disk(both)
+        await self.on_disk(finish)
+        return await self._elsewhere(self._look, look)
+
+    async def _elsewhere(self, executor: ThreadPoolExecutor, action: Callable[..., T], *arguments: Any) -> T:
+        future = asyncio.get_running_loop().run_in_executor(executor, action, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
-
-    async def screened(self, arrival: Arrival) -> tuple[Reply, float]:
-        """The reply and its norm, of an update that may be taken; EdgewiseError for one that may not."""
-
-        def look() -> tuple[Reply, float]:
-            data = arrival.whole or self.spool.read(arrival.round, arrival.device, arrival.digest)
-            return self.screen.check(data, arrival.device, arrival.round, self.examples)
-
-        return await asyncio.get_running_loop().run_in_executor(self._look, look)
 
     def note(self, kind: str, words: str, round: int | None = None, device: int | None = None) -> None:
         """Log and journal something that an operator may want to know."""
@@ -335,10 +314,10 @@ class Courier:
         self._disk.shutdown(wait=False)
         self._look.shutdown(wait=False)
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _later(self, seconds: float, action: Callable[[], Any]) -> None:
+    def later(self, seconds: float, action: Callable[[], Any]) -> None:
         asyncio.get_running_loop().call_later(seconds, action)

@@ -8,6 +8,7 @@ import warnings
 from edgewise.errors import EdgewiseWarning
 
 OTHERS = 256  # descriptors for files, libraries and short-lived connections
+JOINING = 1000  # connections to the port for joining at most
 
 
 def allow_connections(wanted: int | None = None) -> int:
@@ -23,3 +24,14 @@ def allow_connections(wanted: int | None = None) -> int:
         text = f"open files: {hard} are allowed, room for {room} connections of {wanted}; raise ulimit -n"
         warnings.warn(text, EdgewiseWarning, stacklevel=2)
     return room
+
+
+def shares() -> tuple[int, int]:
+    """Connections that the port of agents and the port for joining may hold.
+
+    What comes beyond them is closed at once: gRPC does not survive a process without a descriptor left, and
+    strangers can open as many connections as they like.
+    """
+    room = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHERS, 32)
+    joining = min(JOINING, room // 4)
+    return min(room - joining, 1 << 20), joining

@@ -33,8 +33,8 @@ class Duty(Protocol):
         """The round whose state it holds; 0 for none."""
         ...
 
-    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[bytes, Memory]:
-        """The frame of the update, and the memory that goes with it."""
+    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
+        """The frame of the update in pieces, and the memory that goes with it."""
         ...
 
     def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
@@ -89,10 +89,10 @@ class Training:
     def held(self) -> int:
         return self._state[0] if self._state else 0
 
-    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[bytes, Memory]:
+    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
         outfit, task = self.outfit, self._task(frames, keep=True)
         reply, memory = outfit.device.answer(task, outfit.model, outfit.work, memory)
-        return reply.pack(task.round, outfit.work.agreed), memory
+        return reply.pieces(task.round, outfit.work.agreed), memory
 
     def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
         outfit, task = self.outfit, self._task(frames, keep=False)
@@ -152,7 +152,7 @@ class Idle:
         self.longest = 1 << 40
         self.payload, self.buffers = outfit.nothing
 
-    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[bytes, Memory]:
+    def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
         task = wire.Header.parse(frames[0])
         frame = wire.Frame(
             kind=wire.Kind.UPDATE,
@@ -165,7 +165,7 @@ class Idle:
             payload=self.payload,
             buffers=self.buffers,
         )
-        return wire.pack(frame), Memory(memory.step + task.count)
+        return wire.pieces(frame), Memory(memory.step + task.count)
 
     def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
         raise wire.FrameError("a device for load tests has nothing to evaluate on")

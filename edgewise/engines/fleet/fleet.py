@@ -27,7 +27,7 @@ from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.roster import Member, members
 from edgewise.engines.fleet.screen import KEPT, Screen
 from edgewise.engines.fleet.spool import Spool
-from edgewise.engines.fleet.window import Load, Taken, Window
+from edgewise.engines.fleet.window import Frames, Taken, Window
 from edgewise.evaluate import Evaluation
 from edgewise.vector import Layout, State
 
@@ -106,6 +106,7 @@ class Fleet:
         self.host = Host()
         self._looked_up: tuple[int, Opened | None] = (0, None)  # a round, as the journal had it
         self._size = 0  # devices of its cohort, without those that are asked beside them
+        self._reserve: Sequence[int] = ()  # whom it may ask, in order
         self.check: Callable[[], None] = lambda: None  # raises if what it needs has ended
         self.closing: Callable[[], None] = self.host.close
 
@@ -115,16 +116,18 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
-        opened = self.journal.round(self.run.id, round).result()
-        self._looked_up, self._size = (round, opened), size
+        found, known = self.journal.round(self.run.id, round), members(self.journal)
+        opened = found.result()
+        self._looked_up, self._size, self._reserve = (round, opened), size, ranking
         if opened is not None and opened.asked:
             return opened.asked
         return self._wait(
             lambda there, known: self.policy.choose(_trusted(ranking, known), there, size),
             f"round {round}: {self.policy.needed(size)} of {size} devices are needed",
+            known,
         )
 
-    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+    def ask(self, task: Task, cohort: list[int]) -> Iterator[Reply]:
         round, (looked_up, opened) = task.round, self._looked_up
         if looked_up != round:
             opened = self.journal.round(self.run.id, round).result()
@@ -141,16 +144,29 @@ class Fleet:
         size = self._size or len(cohort)
         wanted = min(size, len(cohort))
         needed = min(self.policy.needed(size), wanted)
-        window = Window(round, cohort, needed, wanted, self._training(task))
+        window = Window(round, cohort, needed, wanted, self._training(task), self._beside())
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:
-            taken = self._await(window, window.answers[device])
-            if taken is not None:
-                yield self._reply(round, device, taken)
+            yield from self._replied(window, device)
         self._await(window, window.outcome)
+        further = window.asked[len(cohort) :]
+        cohort += further
+        for device in further:
+            yield from self._replied(window, device)
         if opening is not None and opening.exception() is not None:
             self.journal.open_round(self.run.id, round, cohort).result()  # its disk may have room again
+
+    def _beside(self) -> Sequence[int]:
+        """Whom a round may ask when too few are left of its cohort."""
+        if self.policy.patient:
+            return ()
+        return _trusted(self._reserve, {member.id: member for member in members(self.journal).result()})
+
+    def _replied(self, window: Window, device: int) -> Iterator[Reply]:
+        taken = self._await(window, window.answers[device])
+        if taken is not None:
+            yield self._reply(window.round, device, taken)
 
     def _again(self, round: int, opened: Opened) -> Iterator[Reply]:
         """The replies of a round that had all it needs before the coordinator was started again."""
@@ -166,17 +182,22 @@ class Fleet:
         found = self.journal.evaluation(self.run.id, round).result()
         if found is not None:
             return scores.read(found)
-        asked = self._wait(
-            lambda there, known: _with_tests(there, known, self.policy.patient),
-            f"round {round}: devices with test examples",
-        )
+        able: list[int] = []
+
+        def choose(there: set[int], known: dict[int, Member]) -> list[int] | None:
+            able[:] = sorted(one.id for one in known.values() if one.trusted and one.tests)
+            return _evaluating(able, there, self.policy.patient)
+
+        what = f"round {round}: devices with test examples"
+        asked = self._wait(choose, what, members(self.journal))
         if not asked:
             return None
         needed = self.policy.needed(len(asked))
-        window = Window(round, asked, needed, len(asked), self._evaluating(task))
+        reserve = () if self.policy.patient else able
+        window = Window(round, asked, needed, len(asked), self._evaluating(task), reserve)
         self.host.soon(self.courier.begin, window, EVALUATE, 0)
-        answers = [self._await(window, window.answers[device]) for device in asked]
         self._await(window, window.outcome)
+        answers = [window.answers[device].result() for device in window.asked]
         result = scores.combine([answer for answer in answers if answer is not None], self.run.classes)
         self.journal.evaluated(self.run.id, round, scores.row(result)).result()
         self.courier.fault.reached("evaluated", round)
@@ -194,20 +215,24 @@ class Fleet:
     # ---- waiting ----
 
     def _wait(
-        self, choose: Callable[[set[int], dict[int, Member]], list[int] | None], what: str
+        self,
+        choose: Callable[[set[int], dict[int, Member]], list[int] | None],
+        what: str,
+        known: Future[list[Member]],
     ) -> list[int]:
         """Wait until enough devices are there, and say so now and then."""
         told = time.monotonic()
         while True:
-            known = {member.id: member for member in members(self.journal).result()}
-            there = self.host.call(_present(self.courier))
-            if (chosen := choose(there, known)) is not None:
+            there = self.courier.present()
+            chosen = choose(there, {member.id: member for member in known.result()})
+            if chosen is not None:
                 return chosen
             self.check()
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()
                 log.warning("waiting", extra={"words": f"{what}; here: {len(there)}"})
             time.sleep(0.02)
+            known = members(self.journal)
 
     def _await(self, window: Window, answer: Future[Any]) -> Any:
         """An answer, and now and then a word about whom it is that the round waits for."""
@@ -229,30 +254,31 @@ class Fleet:
     def _reply(self, round: int, device: int, taken: Taken) -> Reply:
         if taken.reply is not None:
             return taken.reply
-        return self.courier.screen.open(self.spool.read(round, device, taken.digest), device, round)
+        content = self.spool.view(round, device, taken.digest)
+        return self.courier.screen.open(content, device, round, summed=True)  # before it was taken
 
-    def _training(self, task: Task) -> Callable[[int, int], Load]:
+    def _training(self, task: Task) -> Callable[[int, int], Frames]:
         """What a device is sent to train: made once for all that hold the same."""
-        way, made = task.way, dict[int, list[bytes]]()
+        way, made = task.way, dict[int, Frames]()
         assert way is not None
         frame, marks = self._frame(task, task.state), broadcast.marks(self.run.down)
 
-        def load(device: int, held: int) -> Load:
+        def load(device: int, held: int) -> Frames:
             way.believe(device, held)
             missed = way.missed(device)
             if missed not in made:
                 made[missed] = broadcast.frames(way, device, frame, marks)
-            return {}, made[missed]
+            return made[missed]
 
         return load
 
-    def _evaluating(self, task: Task) -> Callable[[int, int], Load]:
+    def _evaluating(self, task: Task) -> Callable[[int, int], Frames]:
         """The whole state, whatever a device holds: what it holds may be a rounded one."""
         full = broadcast.full(self.run.down)
         payload = full.encode(task.state.params, self.run.layout, {}, Sending())[0]
         mark = broadcast.marks(self.run.down)[wire.Kind.STATE]
-        frame = wire.pack(replace(self._frame(task, task.state), payload=payload, codec=mark))
-        return lambda device, held: ({}, [frame])
+        pieces = wire.pieces(replace(self._frame(task, task.state), payload=payload, codec=mark))
+        return lambda device, held: [pieces]
 
     def _frame(self, task: Task, state: State) -> wire.Frame:
         return wire.Frame(
@@ -274,15 +300,10 @@ def _trusted(ranking: Sequence[int], known: dict[int, Member]) -> list[int]:
     return [d for d in (*ranking, *further) if d not in known or known[d].trusted]
 
 
-def _with_tests(there: set[int], known: dict[int, Member], patient: bool) -> list[int] | None:
+def _evaluating(able: list[int], there: set[int], patient: bool) -> list[int] | None:
     """The devices that evaluate: all that can, or if it may not take for ever, of these who are there.
 
     None while nobody is.
     """
-    able = sorted(device for device, member in known.items() if member.trusted and member.tests)
     chosen = able if patient else [device for device in able if device in there]
     return chosen if chosen or (there and not able) else None
-
-
-async def _present(courier: Courier) -> set[int]:
-    return courier.present()

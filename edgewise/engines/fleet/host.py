@@ -19,7 +19,7 @@ from edgewise.engines.fleet.enrol import LONGEST, Enrolment
 from edgewise.engines.fleet.home import Contact
 from edgewise.engines.fleet.identity import Authority
 from edgewise.engines.fleet.journal import Journal, JournalError
-from edgewise.engines.fleet.messages import SERVICE, Down, JoinReply
+from edgewise.engines.fleet.messages import SERVICE, JoinReply
 from edgewise.engines.fleet.roster import Member, member
 from edgewise.errors import EdgewiseError
 
@@ -123,6 +123,11 @@ class Host:
             self.loop.close()
 
 
+def at_most(connections: int) -> tuple[str, int]:
+    """The option of a server that closes connections beyond so many."""
+    return ("grpc.max_allowed_incoming_connections", connections)
+
+
 def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
     """The port of agents."""
 
@@ -140,7 +145,7 @@ def fleet_handlers(courier: Courier, journal: Journal, insecure: bool) -> Any:
         log.info("connected", extra={"device": member.id, "peer": context.peer()})
         await courier.serve(member, context)
 
-    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work, None, _bytes(Down)))
+    return _handler(SERVICE, "Work", grpc.stream_stream_rpc_method_handler(work))
 
 
 def _who(journal: Journal, context: Any, insecure: bool) -> Future[Member]:

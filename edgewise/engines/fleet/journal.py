@@ -144,10 +144,15 @@ class Journal:
     # ---- rounds ----
 
     def open_round(self, run: str, number: int, asked: Sequence[int]) -> Future[None]:
+        """These devices are asked, in this order; said once more where it asks further ones."""
         row = (run, number, json.dumps(list(asked)), time.time())
 
         def action(database: Database) -> None:
-            database.execute("INSERT INTO rounds (run, number, asked, opened) VALUES (?, ?, ?, ?)", row)
+            database.execute(
+                "INSERT INTO rounds (run, number, asked, opened) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run, number) DO UPDATE SET asked = excluded.asked",
+                row,
+            )
 
         return self.ask(action)
 

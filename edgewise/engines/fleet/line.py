@@ -8,18 +8,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from edgewise.engines.fleet.messages import CHUNK
+from edgewise.engines.fleet.messages import CHUNK, carrying, chunk
+from edgewise.wire import Bytes
 
 
 class Line:
-    """`make` turns a message's body into its envelope (`up` or `down`), `write` sends one."""
+    """`make` turns a message's body into its envelope (`up` or `down`), `write` sends the bytes of one."""
 
     __slots__ = ("_cargo", "_make", "_wake", "_words", "_write", "sent")
 
-    def __init__(self, make: Callable[..., Any], write: Callable[[Any], Awaitable[Any]]) -> None:
+    def __init__(self, make: Callable[..., Any], write: Callable[[bytes], Awaitable[Any]]) -> None:
         self._make, self._write = make, write
         self._words: deque[Any] = deque()
-        self._cargo: Iterator[bytes] | None = None
+        self._cargo: Iterator[list[memoryview]] | None = None
         self._wake = asyncio.Event()
         self.sent = 0  # bytes of frames
 
@@ -30,22 +31,23 @@ class Line:
 
     def say(self, **body: Any) -> None:
         """Send a message as soon as the line is free."""
-        self._words.append(self._make(**body))
+        self._words.append(self._make(**body).SerializeToString())
         self._wake.set()
 
     def push(
-        self, frames: Sequence[bytes], start: int = 0, done: Callable[[], None] | None = None, **head: Any
+        self, frames: Sequence[Bytes], start: int = 0, done: Callable[[], None] | None = None, **head: Any
     ) -> None:
         """Send `head` with all bytes of the frames from `start` on. What was being pushed is dropped.
 
-        `head` is one message; its `data` and as many chunks as it takes hold the bytes.
+        `head` is one message; its `data` and as many chunks as it takes hold the bytes. They must not change
+        meanwhile. A frame may come in pieces.
         """
-        ((kind, body),) = head.items()
         cargo = _chunks(frames, start, done)
-        first = next(cargo, b"")
-        self.sent += len(first)
-        self.say(**{kind: {**body, "data": first}})
+        first = next(cargo, [])
+        self.sent += sum(map(len, first))
+        self._words.append(carrying(self._make(**head), first))
         self._cargo = cargo
+        self._wake.set()
 
     def drop(self) -> None:
         """Push no more of what is being pushed."""
@@ -57,9 +59,9 @@ class Line:
             if self._words:
                 await self._write(self._words.popleft())
             elif self._cargo is not None:
-                if (data := self._next()) is not None:
-                    self.sent += len(data)
-                    await self._write(self._make(chunk={"data": data}))
+                if (parts := self._next()) is not None:
+                    self.sent += sum(map(len, parts))
+                    await self._write(chunk(parts))
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -70,20 +72,30 @@ class Line:
         while self._words and time.monotonic() < until:
             await asyncio.sleep(0.005)
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> list[memoryview] | None:
         assert self._cargo is not None
-        data = next(self._cargo, None)
-        if data is None:
+        parts = next(self._cargo, None)
+        if parts is None:
             self._cargo = None
-        return data
+        return parts
 
 
-def _chunks(frames: Sequence[bytes], start: int, done: Callable[[], None] | None) -> Iterator[bytes]:
+def _chunks(
+    frames: Sequence[Bytes], start: int, done: Callable[[], None] | None
+) -> Iterator[list[memoryview]]:
+    """The bytes from `start` on, up to CHUNK of them at a time, in parts that are views."""
+    parts, room = list[memoryview](), CHUNK
     for frame in frames:
-        view = memoryview(frame)
-        skipped = min(start, len(view))
+        skipped = min(start, len(frame))
         start -= skipped
-        for offset in range(skipped, len(view), CHUNK):
-            yield bytes(view[offset : offset + CHUNK])
+        rest = memoryview(frame)[skipped:]
+        while rest:
+            parts.append(rest[:room])
+            rest, room = rest[room:], room - len(parts[-1])
+            if not room:
+                yield parts
+                parts, room = [], CHUNK
+    if parts:
+        yield parts
     if done is not None:
         done()

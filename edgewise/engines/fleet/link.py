@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from edgewise.engines.fleet.certificates import COORDINATOR
 from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down
+from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, chunk_data
 from edgewise.errors import EdgewiseError
 
+SOON = 20.0  # seconds for the coordinator's first word
 SILENT = 3  # beats without a word from the coordinator after which a stream is given up
 OPTIONS = (
     ("grpc.max_receive_message_length", LARGEST),
@@ -59,7 +61,7 @@ async def connect(link: Link, address: str) -> AsyncIterator[Any]:
     """A stream to the coordinator. Disconnected if it ends and may come back, EdgewiseError if it may not."""
     async with link.channel(address) as channel:
         metadata = (("edgewise-device", str(link.device)),) if link.credentials is None else ()
-        method = channel.stream_stream(f"/{SERVICE}/Work", _bytes, Down.FromString)
+        method = channel.stream_stream(f"/{SERVICE}/Work")
         try:
             yield method(metadata=metadata)
         except grpc.aio.AioRpcError as error:
@@ -69,10 +71,6 @@ async def connect(link: Link, address: str) -> AsyncIterator[Any]:
             if task is not None and task.cancelling():
                 raise
             raise Disconnected("nothing is heard of the coordinator") from None
-
-
-def _bytes(message: Any) -> bytes:
-    return bytes(message.SerializeToString())
 
 
 class Beats:
@@ -93,6 +91,28 @@ class Beats:
                 return
             number += 1
             line.say(beat={"number": number})
+
+
+async def heard(call: Any, first: bool) -> tuple[str, Any] | None:
+    """The kind of the next message and its body (of a chunk: its bytes), or None at the end of the stream.
+
+    The first must come soon: there are no beats yet that would tell of a silent end.
+    """
+    try:
+        data = await asyncio.wait_for(call.read(), SOON if first else None)
+    except TimeoutError:
+        raise Disconnected("connected, but no plan has come") from None
+    if data is grpc.aio.EOF:
+        return None
+    if (chunk := chunk_data(data)) is not None:
+        return "chunk", chunk
+    try:
+        message = Down.FromString(data)
+    except DecodeError:
+        raise Offence("bytes that are no message") from None
+    kind = message.WhichOneof("body") or ""  # of a later version
+    body: Any = getattr(message, kind, None)
+    return kind, body.data if kind == "chunk" else body
 
 
 async def why(call: Any) -> Exception:

@@ -20,9 +20,12 @@ only, and others of a user's packages choose that version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from edgewise.wire import Bytes
 
 PACKAGE, SERVICE = "edgewise", "edgewise.Fleet"
 PROTOCOL = 1  # agents and coordinators of other protocols refuse each other
@@ -62,6 +65,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
 UP = ("Hello", "Ready", "Update", "Chunk", "Scores", "Failure", "Beat")
 DOWN = ("Plan", "Verdict", "Task", "Chunk", "Beat", "Farewell")
 
+# A chunk is most of what travels, and is written and read here without protobuf's copies.
+ENVELOPE = bytes([UP.index("Chunk") + 1 << 3 | 2])  # the tag of a chunk, in messages either way
+DATA = bytes([1 << 3 | 2])  # the tag of its data
+
 _KINDS = descriptor_pb2.FieldDescriptorProto
 
 
@@ -96,6 +103,58 @@ _CLASS: dict[str, Any] = {
 }
 Up, Down = _CLASS["Up"], _CLASS["Down"]
 JoinRequest, JoinReply = _CLASS["JoinRequest"], _CLASS["JoinReply"]
+
+
+def chunk(parts: Sequence[Bytes]) -> bytes:
+    """The bytes of `up(chunk=...)`, and of `down(chunk=...)`, around these parts, in one copy."""
+    return _around(ENVELOPE, b"", DATA, parts)
+
+
+def carrying(message: Any, parts: Sequence[Bytes]) -> bytes:
+    """The bytes of a message, made by `up` or `down`, with these parts as the `data` of its body."""
+    kind = message.WhichOneof("body")
+    body = getattr(message, kind)
+    tags = (one.DESCRIPTOR.fields_by_name[name].number for one, name in ((message, kind), (body, "data")))
+    outer, inner = (bytes([number << 3 | 2]) for number in tags)
+    return _around(outer, body.SerializeToString(), inner, parts)
+
+
+def _around(outer: bytes, head: bytes, inner: bytes, parts: Sequence[Bytes]) -> bytes:
+    """A message in a message: its other fields, and the field that holds the parts."""
+    size = sum(map(len, parts))
+    head += inner + _number(size) if size else b""
+    return b"".join((outer, _number(len(head) + size), head, *parts))
+
+
+def chunk_data(message: bytes) -> memoryview | None:
+    """What `chunk` put into a message, without a copy; None for whatever else a message may be."""
+    if not message.startswith(ENVELOPE):
+        return None
+    inner, start = _read_number(message, 1)
+    if start + inner != len(message) or not message.startswith(DATA, start):
+        return None
+    size, start = _read_number(message, start + 1)
+    return memoryview(message)[start:] if start + size == len(message) else None
+
+
+def _number(value: int) -> bytes:
+    """A number in seven bits a byte, the low ones first, as protobuf writes it."""
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _read_number(data: bytes, start: int) -> tuple[int, int]:
+    """A number of at most five bytes, and where the bytes after it begin; -1 where there is none."""
+    value = 0
+    for place, byte in enumerate(data[start : start + 5]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, start + place + 1
+    return -1, start
 
 
 def up(**body: Any) -> Any:

@@ -111,7 +111,7 @@ class Operator:
                 "rounds": self.rounds,
                 "connected": len(there),
                 "missing": sorted(window.missing()) if window and not window.closed else [],
-                "allowance": courier.pace.allowance,
+                "allowance": courier.referee.pace.allowance,
             }
         return found
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from edgewise.wire import Bytes
 
 
 @dataclass
@@ -11,7 +14,7 @@ class Incoming:
     """A task on its way in."""
 
     head: Any
-    chunks: list[bytes]
+    chunks: list[Bytes]
     missing: int
 
     def frames(self) -> list[bytes]:
@@ -29,5 +32,9 @@ class Outgoing:
 
     round: int
     digest: bytes
-    frame: bytes
+    frame: Sequence[Bytes]  # in pieces
     seconds: float
+
+    @property
+    def length(self) -> int:
+        return sum(map(len, self.frame))

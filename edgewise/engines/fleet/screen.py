@@ -13,6 +13,7 @@ from edgewise import wire
 from edgewise.device import Reply, Terms
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
+from edgewise.wire import Bytes
 
 ABSURD = 100.0  # times the median of what was taken lately
 KNOWN, KEPT = 10, 200  # norms before the median is trusted, and that it is taken over
@@ -23,11 +24,17 @@ class Screen:
 
     def __init__(self, terms: Terms, layout: Layout, dtype: torch.dtype, norms: Iterable[float] = ()) -> None:
         self.terms, self.layout, self.dtype = terms, layout, dtype
+        self.nbytes = layout.count * dtype.itemsize  # of an update, decoded
         self.norms = deque(norms, maxlen=KEPT)
 
-    def check(self, data: bytes, device: int, round: int, examples: int) -> tuple[Reply, float]:
-        """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it."""
-        reply = self.open(data, device, round)
+    def check(
+        self, data: Bytes, device: int, round: int, examples: int, summed: bool = False
+    ) -> tuple[Reply, float]:
+        """The reply in these bytes and its update's norm; EdgewiseError with the reason to refuse it.
+
+        `summed`: their checksum agrees.
+        """
+        reply = self.open(data, device, round, summed)
         if reply.examples != examples:
             raise EdgewiseError(f"an update of {reply.examples} examples, where {examples} were asked for")
         if not math.isfinite(reply.losses[0]):
@@ -42,7 +49,7 @@ class Screen:
             raise EdgewiseError(f"an update of norm {norm:.3g}, where {usual:.3g} is usual")
         return reply, norm
 
-    def open(self, data: bytes, device: int, round: int) -> Reply:
+    def open(self, data: Bytes, device: int, round: int, summed: bool = False) -> Reply:
         """The reply in a frame of this device and round; EdgewiseError for any other bytes."""
         header = wire.Header.parse(data)
         if (header.device, header.round) != (device, round):
@@ -50,4 +57,4 @@ class Screen:
                 f"an update of device {header.device} and round {header.round} "
                 f"from device {device} in round {round}"
             )
-        return Reply.unpack(data, self.terms.agreed, self.dtype)
+        return Reply.unpack(data, self.terms.agreed, self.dtype, summed)

@@ -14,10 +14,21 @@ from google.protobuf.message import DecodeError
 from edgewise.engines.fleet import messages
 from edgewise.engines.fleet.journal import JournalError
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import CHUNK, FINISHED, LARGEST, PROTOCOL, REFUSED, TRAIN, Up, down
+from edgewise.engines.fleet.messages import (
+    CHUNK,
+    FINISHED,
+    LARGEST,
+    PROTOCOL,
+    REFUSED,
+    TRAIN,
+    Up,
+    chunk_data,
+    down,
+)
 from edgewise.engines.fleet.roster import Member, present
 from edgewise.engines.fleet.spool import Arrival, DiskError
 from edgewise.errors import EdgewiseError
+from edgewise.wire import Bytes
 
 if TYPE_CHECKING:
     from edgewise.engines.fleet.courier import Courier
@@ -43,6 +54,7 @@ class Session:
         "heard",
         "held",
         "hello",
+        "left",
         "line",
         "loose",
         "member",
@@ -55,6 +67,7 @@ class Session:
         self.courier, self.member = courier, member
         self.line = Line(down, context.write)
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.left = asyncio.Event()  # once its stream is no longer listened to
         self.heard = time.monotonic()
         self.hello: Any = None
         self.held = 0  # the round whose state it holds
@@ -76,7 +89,12 @@ class Session:
                 self.heard = time.monotonic()
                 if self.line.waiting > BACKLOG:
                     raise Dismissed("it talks faster than it listens")
-                await self._on(*_parsed(data))
+                if len(data) > LARGEST:
+                    raise Dismissed(f"a message of {len(data)} bytes, where {LARGEST} are the most")
+                if (chunk := chunk_data(data)) is not None:
+                    await self._on_chunk(chunk)
+                else:
+                    await self._on(*_parsed(data))
         except Dismissed as reason:
             await self.dismiss(str(reason))
         except JournalError as error:  # a fault of this side's: the agent comes again
@@ -171,9 +189,7 @@ class Session:
         if len(update.digest) != 32 or not 0 <= update.seconds < math.inf:
             raise Dismissed("what it says of its update makes no sense")
         self.held = max(self.held, update.round)  # even if it is late
-        counts = await asyncio.wrap_future(courier.journal.taken(courier.run, update.round, device))
-        if counts is None:
-            await courier.reopened(self, update.round)
+        counts = await self._counts(update.round)
         if counts == digest:
             self._tell(update.round, digest, True)  # it was, and the word of it was lost
         elif not courier.training(update.round, device):
@@ -189,18 +205,35 @@ class Session:
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
                 log.info("resumed", extra={"device": device, "round": update.round, "words": words})
-            await self._more(self.arrival, update.data)
+            if len(update.data) == update.length:
+                await self._complete(self.arrival, update.data)
+            else:
+                await self._more(self.arrival, update.data)
+
+    async def _counts(self, round: int) -> str | None:
+        """The digest of this device's update that counts in a round, if there is one."""
+        if self.courier.training(round, self.device):
+            return None
+        counts = await asyncio.wrap_future(self.courier.journal.taken(self.courier.run, round, self.device))
+        if counts is None:
+            await self.courier.reopened(self, round)
+        return counts
 
     async def _chunk(self, chunk: Any) -> None:
+        await self._on_chunk(chunk.data)
+
+    async def _on_chunk(self, data: Bytes) -> None:
+        if not self.ready:
+            raise Dismissed("'chunk' came out of turn")
         if self.arrival is not None:
-            await self._more(self.arrival, chunk.data)
+            await self._more(self.arrival, data)
             return
         # Of an update that was turned down while it was on its way.
-        self.loose += max(1, len(chunk.data))
+        self.loose += max(1, len(data))
         if self.loose > self.courier.longest + CHUNK:
             raise Dismissed("it sends chunks of no update")
 
-    async def _more(self, arrival: Arrival, data: bytes) -> None:
+    async def _more(self, arrival: Arrival, data: Bytes) -> None:
         self.courier.metrics.received.inc(len(data))
         await self._on_disk(arrival, arrival.write, data)
         self.courier.fault.reached("arriving", arrival.round)
@@ -227,23 +260,23 @@ class Session:
         open = self.courier.training(arrival.round, self.device)
         self._tell(arrival.round, arrival.digest, False, reason, again=open)
 
-    async def _complete(self, arrival: Arrival) -> None:
+    async def _complete(self, arrival: Arrival, whole: bytes | None = None) -> None:
         """The bytes are here: look at them, make them last, and only then say so.
+
+        `whole`: all of them, if they came in one piece and nothing of them is written yet.
 
         It goes on even if the stream ends meanwhile: what the journal is about to take must reach the round.
         """
         self.arrival = None
-        self.completing = asyncio.create_task(self._conclude(arrival))
+        self.completing = asyncio.create_task(self._conclude(arrival, whole))
         await asyncio.shield(self.completing)
 
-    async def _conclude(self, arrival: Arrival) -> None:
+    async def _conclude(self, arrival: Arrival, whole: bytes | None) -> None:
         courier, round, digest = self.courier, arrival.round, arrival.digest
         try:
-            await courier.on_disk(arrival.finish)
-            courier.fault.reached("spooled", round)
-            found = await courier.screened(arrival)
-            taken = await courier.take(self, arrival, found)
+            taken = await courier.take(self, arrival, await courier.concluded(arrival, whole))
         except (DiskError, JournalError) as error:
+            arrival.close()
             await self._ask_again(arrival, str(error))
         except EdgewiseError as error:
             arrival.discard()
@@ -275,8 +308,6 @@ class Session:
 
 def _parsed(data: bytes) -> tuple[str, Any]:
     """The kind of a message, and its body; Dismissed if there is none."""
-    if len(data) > LARGEST:
-        raise Dismissed(f"a message of {len(data)} bytes, where {LARGEST} are the most")
     try:
         message = Up.FromString(data)
     except DecodeError:

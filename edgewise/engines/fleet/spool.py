@@ -7,6 +7,7 @@ stopped, in the same process or the next. What counts is the journal's word, not
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import threading
@@ -16,17 +17,20 @@ from typing import IO
 
 from edgewise.errors import EdgewiseError
 from edgewise.files import sync_folder
+from edgewise.wire import Bytes, Sum
 
-BUDGET = 1 << 30  # bytes kept since the last checkpoint before the next one is due
+BUDGET = 1 << 32  # bytes kept since the last checkpoint before the next one is due
 
 
 class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = folder.rglob("*.update") if folder.exists() else ()
-        self._sizes = {path: path.stat().st_size for path in found}
         self._lock, self.making = threading.Lock(), threading.Lock()
-        self.size = sum(self._sizes.values())  # bytes of all files
+        self.size = 0  # bytes of all files
+        self._sizes: dict[tuple[str, str], dict[Path, int]] = {}  # of files, by round and device
+        self._sound = set[Path]()  # whose digest this process has found to agree
+        for path in folder.rglob("*.update") if folder.exists() else ():
+            self.holds(path, path.stat().st_size)
 
     @property
     def crowded(self) -> bool:
@@ -42,27 +46,45 @@ class Spool:
         except FileNotFoundError:
             return 0
 
-    def read(self, round: int, device: int, digest: str) -> bytes:
-        """A whole update; EdgewiseError if its bytes are not those that were taken."""
+    def view(self, round: int, device: int, digest: str) -> memoryview:
+        """A whole update; EdgewiseError if its bytes are not those that were taken.
+
+        It is the file itself, mapped: nothing is copied before it is written to, and the file never is.
+        """
         path = self.file(round, device, digest)
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise EdgewiseError(f"{path}: cannot be read ({error.strerror}); the journal needs it") from None
-        if hashlib.sha256(content).hexdigest() != digest:
+            with path.open("rb") as file:
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is empty"
+            raise EdgewiseError(f"{path}: cannot be read ({reason}); the journal needs it") from None
+        if path not in self._sound and hashlib.sha256(content).hexdigest() != digest:
             raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
         return content
 
     def holds(self, path: Path, size: int) -> None:
         """A file has this size now, or is gone; several threads say so."""
+        owner = path.parent.name, path.name.partition("-")[0]
         with self._lock:
-            self.size += size - self._sizes.pop(path, 0)
+            files = self._sizes.setdefault(owner, {})
+            self.size += size - files.pop(path, 0)
             if size:
-                self._sizes[path] = size
+                files[path] = size
+                return
+            self._sound.discard(path)
+            if not files:
+                del self._sizes[owner]
+
+    def sound(self, path: Path) -> None:
+        """The file's bytes have the digest that it is named by."""
+        with self._lock:
+            self._sound.add(path)
 
     def forget(self, round: int, device: int, but: Path) -> None:
         """Remove what else a device sent in a round: it has room for one update, not for many."""
-        for path in (self.folder / str(round)).glob(f"{device}-*.update"):
+        with self._lock:
+            found = list(self._sizes.get((str(round), str(device)), ()))
+        for path in found:
             if path != but:
                 path.unlink(missing_ok=True)
                 self.holds(path, 0)
@@ -89,17 +111,17 @@ class Arrival:
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
-        self.whole: bytes | None = None  # the bytes, where they came in one piece
+        self.whole: Bytes | None = None  # the bytes, where they came in one piece
         self.resumed = offset > 0
         self._start = offset
         self._file: IO[bytes] | None = None
-        self._sum = hashlib.sha256()
+        self._sum, self.checksum = hashlib.sha256(), Sum()
 
     @property
     def complete(self) -> bool:
         return self.offset == self.length
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Bytes) -> None:
         """The next bytes; EdgewiseError for more than were announced."""
         with _shown(self.path):
             if self._file is None:
@@ -113,10 +135,14 @@ class Arrival:
                     rest = rest[self._file.write(rest) :]
             finally:
                 self._measure()
-        self._sum.update(data)
-        self.offset += len(data)
+        self._take(data)
         if len(data) == self.length:
             self.whole = data
+
+    def _take(self, data: Bytes) -> None:
+        self._sum.update(data)
+        self.checksum.add(data)
+        self.offset += len(data)
 
     def _open(self, offset: int) -> None:
         """Go on at `offset`; what is here beyond it is taken anew."""
@@ -129,8 +155,7 @@ class Arrival:
                 raise EdgewiseError(
                     f"an update that goes on at {offset}, of which {self.offset} bytes are here"
                 )
-            self._sum.update(found)
-            self.offset += len(found)
+            self._take(found)
         self._file.truncate(offset)
         self._file.seek(offset)
         self._measure()
@@ -164,7 +189,13 @@ class Arrival:
             os.fsync(self._file.fileno())
             with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
                 sync_folder(self.path.parent)
+        self.spool.sound(self.path)
         self.close()
+
+    @property
+    def content(self) -> Bytes:
+        """All bytes, once it is finished."""
+        return self.whole if self.whole is not None else self.spool.view(self.round, self.device, self.digest)
 
     def discard(self) -> None:
         self.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.device import Reply
 from edgewise.errors import EdgewiseError
+from edgewise.wire import Bytes
 
-Load = tuple[dict[str, Any], Sequence[bytes]]  # a task message's body, and the frames that follow it
+Frames = Sequence[Sequence[Bytes]]  # those of a task, each in pieces
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,24 @@ class Taken:
 class Window:
     """`needed` answers make a round valid, `wanted` are enough; more may be asked than are wanted.
 
-    `load` gives what a device is sent, from the round whose state it holds. `answers` has a future for every
-    device that was asked: its answer, or None if the round closed without it; `outcome` says how it ended.
+    `load` gives what a device is sent, from the round whose state it holds. `reserve`: whom to ask, in order,
+    where too few are left of those that were asked; nobody if exactly these make up the round. `answers` has
+    a future for every device that was asked: its answer, or None if the round closed without it; `outcome`
+    says how it ended.
     They belong to whoever waits in another thread; all else is the event loop's.
     """
 
     def __init__(
-        self, round: int, asked: Sequence[int], needed: int, wanted: int, load: Callable[[int, int], Load]
+        self,
+        round: int,
+        asked: Sequence[int],
+        needed: int,
+        wanted: int,
+        load: Callable[[int, int], Frames],
+        reserve: Sequence[int] = (),
     ) -> None:
-        self.round, self.asked, self.needed, self.wanted, self.load = (
-            round,
-            tuple(asked),
-            needed,
-            wanted,
-            load,
-        )
+        self.round, self.asked, self.needed, self.wanted = round, tuple(asked), needed, wanted
+        self.load, self.reserve = load, reserve
         self.answers: dict[int, Future[Any]] = {device: Future() for device in asked}
         self.outcome: Future[None] = Future()
         self.taken: list[int] = []
@@ -49,9 +53,8 @@ class Window:
         self.closed = False
         self.hot = 0  # bytes of updates that answers hold in memory
         self.timed = False  # whether a timer runs that will close it
-        self.doubt: set[int] = (
-            set()
-        )  # whose answers are on their way into the journal; it stays open for them
+        self.looked = False  # whether one runs that will see who is left
+        self.doubt: set[int] = set()  # of whom something is on its way into the journal; it stays open for it
         self.began = time.monotonic()
 
     def resume(self, answers: Mapping[int, Any]) -> None:
@@ -89,7 +92,18 @@ class Window:
 
     def missing(self) -> list[int]:
         """Devices that were asked and have not answered."""
-        return [device for device, answer in self.answers.items() if not answer.done()]
+        return [device for device, answer in list(self.answers.items()) if not answer.done()]
+
+    def further(self, present: Collection[int]) -> list[int]:
+        """Whom to ask beside, of those who are present, for as many answers as are needed."""
+        hoped = len(self.taken) + sum(device in present for device in self.missing())
+        rest = [device for device in self.reserve if device in present and device not in self.answers]
+        return rest[: max(0, self.needed - hoped)]
+
+    def extend(self, devices: Sequence[int]) -> None:
+        """These are asked too."""
+        self.asked += tuple(devices)
+        self.answers |= {device: Future() for device in devices}
 
     def close(self) -> None:
         """Take no more, and tell those who wait: with an error in `outcome` if too few have answered."""

@@ -100,6 +100,13 @@ class Thread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def close(self) -> None:
+        """Let what was cancelled come to its end, then stop."""
+
+        async def rest() -> None:
+            if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(tasks, timeout=20)
+
+        self.call(rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
@@ -207,6 +214,7 @@ class InProcess:
         self.gathered = False  # whether the first round waits until they are all there
         self.central = True  # whether the coordinator evaluates, or devices do
         self.ready: Callable[[InProcess], None] = lambda fleet: None  # called before any agent is there
+        self.coordinator: Coordinator | None = None
         self.engine: Fleet | None = None
         self.agents: Agents | None = None
 
@@ -251,7 +259,7 @@ class InProcess:
     def _reach(self, parts: Any, note: Any) -> Fleet:
         assert self.agents is not None
         ports = Ports("127.0.0.1:0", "127.0.0.1:0", insecure=self.authority is None)
-        coordinator = Coordinator(self.home, self.authority, ports)  # type: ignore[arg-type]
+        coordinator = self.coordinator = Coordinator(self.home, self.authority, ports)  # type: ignore[arg-type]
         fleet = self.engine = coordinator.fleet(parts.fleet_run(self.out), self.policy, note)
         try:
             fleet.check = self.agents.check

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgewise.engines.fleet import line as lines
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import CHUNK, down, up
+from edgewise.engines.fleet.messages import CHUNK, Down, Up, down, up
 
 SMALL = 8  # bytes of a chunk in most of these tests
 
@@ -29,10 +29,10 @@ class Wire:
         self.room = asyncio.Event()
         self.room.set()
 
-    async def write(self, message: Any) -> None:
+    async def write(self, message: bytes) -> None:
         await self.room.wait()
         self.before(len(self.messages))
-        self.messages.append(message)
+        self.messages.append(Down.FromString(message))
         await asyncio.sleep(0)
 
     @property
@@ -183,7 +183,8 @@ def test_chunks_of_the_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
     async def push() -> list[int]:
         sizes: list[int] = []
 
-        async def write(message: Any) -> None:
+        async def write(data: bytes) -> None:
+            message = Up.FromString(data)
             kind = message.WhichOneof("body")
             sizes.append(len(getattr(message, kind).data))
 
@@ -195,4 +196,4 @@ def test_chunks_of_the_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
         writing.cancel()
         return sizes
 
-    assert asyncio.run(push()) == [CHUNK, 1, CHUNK, CHUNK]
+    assert asyncio.run(push()) == [CHUNK, CHUNK, CHUNK, 1]

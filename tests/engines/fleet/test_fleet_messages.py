@@ -22,6 +22,9 @@ from edgewise.engines.fleet.messages import (
     JoinReply,
     JoinRequest,
     Up,
+    carrying,
+    chunk,
+    chunk_data,
     down,
     up,
 )
@@ -131,3 +134,51 @@ def test_the_proto_file_says_the_same(tmp_path: Path) -> None:
 def test_the_generator_is_not_needed_to_run() -> None:
     """Generated code fits one major version of protobuf only: none is imported."""
     assert not [name for name in sys.modules if name.endswith(("_pb2_grpc", "fleet_pb2"))]
+
+
+# ---- chunks, written and read without protobuf ----
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_a_chunk_is_what_protobuf_would_write(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    message = chunk([memoryview(part) for part in parts])
+    assert message == up(chunk={"data": data}).SerializeToString()
+    assert message == down(chunk={"data": data}).SerializeToString()
+    assert (chunk_data(message) or b"") == data
+
+
+@pytest.mark.parametrize("size", [1, 125, 126, 127, 128, 16380, 16383, 16384, CHUNK, CHUNK + 1])
+def test_a_chunk_whose_length_takes_one_byte_or_more(size: int) -> None:
+    message = chunk([bytes(size)])
+    assert message == up(chunk={"data": bytes(size)}).SerializeToString()
+    assert chunk_data(message) == bytes(size)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=12), st.integers(0, 20))
+def test_what_is_read_as_a_chunk_is_one(rest: bytes, size: int) -> None:
+    for message in (b"\x22" + rest, bytes([0x22, size, 0x0A]) + rest, rest):
+        if (found := chunk_data(message)) is not None:
+            assert Up.FromString(message).chunk.data == found == Down.FromString(message).chunk.data
+
+
+def test_other_messages_are_no_chunks() -> None:
+    for one in (up(beat={"number": 1}), up(update={"data": b"abc"}), down(task={"data": b"abc"})):
+        assert chunk_data(one.SerializeToString()) is None
+    whole = chunk([b"abcdef"])
+    assert all(chunk_data(whole[:end]) is None for end in range(len(whole)))
+    assert chunk_data(whole + b"\x00") is None
+    assert chunk_data(b"\x22" + b"\xff" * 9) is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=3), st.integers(0, 2**32 - 1))
+def test_a_message_that_carries_is_what_protobuf_would_write(parts: list[bytes], round: int) -> None:
+    data = b"".join(parts)
+    for make, kind, body in (
+        (down, "task", {"round": round, "purpose": 1, "lengths": [3, 400]}),
+        (up, "update", {"round": round, "digest": bytes(32), "length": 2**40, "seconds": 0.5}),
+        (up, "update", {}),
+    ):
+        whole = make(**{kind: {**body, "data": data}}).SerializeToString()
+        assert carrying(make(**{kind: body}), parts) == whole

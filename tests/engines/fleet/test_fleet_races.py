@@ -84,6 +84,71 @@ def test_a_round_with_enough_answers_takes_no_more_from_that_moment_on(courier: 
     assert courier.journal.round(courier.run, 1).result() == Opened((0, 1), True, {0: digest})
 
 
+def come(courier: Courier, *devices: int) -> None:
+    for device in devices:
+        courier.sessions[device] = session(courier, device)
+        courier.sessions[device].ready = True
+        courier.arrived(courier.sessions[device], coming=False)
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["is there already", "comes later"])
+def test_a_round_that_lost_a_device_it_needs_asks_another_one(courier: Courier, waiting: bool) -> None:
+    courier.referee.pace.note(0.01)
+
+    async def play() -> Window:
+        come(courier, *range(3 if waiting else 2))
+        window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []), reserve=range(3))
+        courier.journal.open_round(courier.run, 1, (0, 1))
+        courier.begin(window, TRAIN, 4)
+        assert await courier.take(courier.sessions[0], arrival(courier, 0), (None, 1.0))
+        await asyncio.sleep(0.1)
+        assert window.asked == (0, 1)  # nobody is gone
+        courier._gone(courier.sessions[1])
+        if not waiting:
+            await asyncio.sleep(0.1)
+            come(courier, 2)
+        while not courier.training(1, 2):
+            await asyncio.sleep(0.01)
+        assert (window.asked, window.doubt) == ((0, 1, 2), set())
+        assert await courier.take(courier.sessions[2], arrival(courier, 2), (None, 1.0))
+        await asyncio.wrap_future(window.outcome)
+        return window
+
+    window = asyncio.run(play())
+    assert (window.taken, window.answers[1].result()) == ([0, 2], None)
+    taken = {device: arrival(courier, device).digest for device in (0, 2)}
+    assert courier.journal.round(courier.run, 1).result() == Opened((0, 1, 2), True, taken)
+
+
+def test_a_round_whose_device_failed_asks_another_one_at_once(courier: Courier) -> None:
+    async def play() -> Window:
+        come(courier, 0, 1)
+        window = Window(1, (0,), 1, 1, lambda device, held: ({}, []), reserve=range(2))
+        courier.begin(window, TRAIN, 4)
+        courier.failed(courier.sessions[0], 1, "no memory")
+        while not courier.training(1, 1):
+            await asyncio.sleep(0.01)
+        assert await courier.take(courier.sessions[1], arrival(courier, 1), (None, 1.0))
+        await asyncio.wrap_future(window.outcome)
+        return window
+
+    assert asyncio.run(play()).taken == [1]
+
+
+def test_a_round_of_exactly_its_cohort_asks_nobody_else(courier: Courier) -> None:
+    courier.referee.pace.note(0.01)
+
+    async def play() -> None:
+        come(courier, 0, 1, 2)
+        window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))
+        courier.begin(window, TRAIN, 4)
+        courier._gone(courier.sessions[1])
+        await asyncio.sleep(0.2)
+        assert window.asked == (0, 1) and not window.closed
+
+    asyncio.run(play())
+
+
 def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> None:
     async def play() -> Window:
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))
@@ -158,7 +223,7 @@ def test_a_part_that_did_not_outlive_a_loss_of_power_is_asked_for_again(tmp_path
         written(spool, content[5:], 5, digest, 10).finish()
     assert spool.arrived(1, 0, digest) == 0
     written(spool, content, 0, digest, 10).finish()
-    assert spool.read(1, 0, digest) == content
+    assert spool.view(1, 0, digest) == content
 
 
 def test_an_update_sent_whole_with_another_digest_is_no_fault_of_the_disk(tmp_path: Path) -> None:
@@ -179,7 +244,8 @@ def test_a_device_skips_differences_that_it_holds_already(parts: Any, run: Run) 
 
     def sent(held: int) -> list[bytes]:
         way.believe(0, held)
-        return broadcast.frames(way, 0, replace(frame, round=way.round), broadcast.marks(run.down))
+        found = broadcast.frames(way, 0, replace(frame, round=way.round), broadcast.marks(run.down))
+        return [b"".join(pieces) for pieces in found]
 
     way: Any = broadcast.broadcast(run.down, run.layout, CONFIG.seed)
     frame = wire.Frame(

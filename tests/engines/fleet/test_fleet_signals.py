@@ -103,6 +103,27 @@ def test_with_a_quorum_rounds_go_on_without_a_device_that_comes_back(tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_round_that_a_needed_device_leaves_goes_on_with_one_that_joins(tmp_path: Path) -> None:
+    settings = (*FEDAVG, *LOSSY, "--steps", 400)
+    scene = Scene(tmp_path, 3, settings, ("--quorum", 0.5, "--beat", 0.5), joined=2)
+    away = scene.agents[1]
+    scene.start()
+    try:
+        scene.tend(lambda: has(scene, 1))
+        away.send(signal.SIGSTOP)
+        scene.join(2)
+        scene.tend(lambda: bool(scene.rows("SELECT * FROM events WHERE kind = 'asked'")))
+        scene.coordinator.send(signal.SIGKILL)
+        scene.tend(lambda: has(scene, 2))
+        away.send(signal.SIGCONT)
+        scene.tend()
+    finally:
+        scene.end()
+    scene.check_journal(200, everybody=False)
+    assert scene.digest == replayed(scene)
+
+
+@pytest.mark.slow
 def test_a_device_that_joins_in_mid_run_takes_part(tmp_path: Path) -> None:
     settings = (*FEDAVG, *LOSSY, "--steps", 400)
     scene = Scene(tmp_path, 3, settings, ("--quorum", 0.5, "--checkpoint-seconds", 0), joined=2)

@@ -47,7 +47,7 @@ def test_an_update_in_one_piece(spool: Spool) -> None:
     coming.write(CONTENT)
     assert coming.complete and coming.whole == CONTENT
     coming.finish()
-    assert spool.read(3, 7, DIGEST) == CONTENT and spool.arrived(3, 7, DIGEST) == len(CONTENT)
+    assert spool.view(3, 7, DIGEST) == CONTENT and spool.arrived(3, 7, DIGEST) == len(CONTENT)
     assert spool.size == stored(spool) == len(CONTENT)
 
 
@@ -73,7 +73,7 @@ def test_an_update_that_is_cut_off_again_and_again(
     coming.write(CONTENT[at:])
     assert coming.complete
     coming.finish()
-    assert spool.read(3, 7, DIGEST) == CONTENT and spool.size == len(CONTENT)
+    assert spool.view(3, 7, DIGEST) == CONTENT and spool.size == len(CONTENT)
 
 
 @pytest.mark.parametrize("at", range(0, len(CONTENT) + 1, 128))
@@ -85,7 +85,7 @@ def test_it_goes_on_from_every_offset(spool: Spool, at: int) -> None:
     second.write(CONTENT[at:])  # nothing, where all was here
     assert second.complete
     second.finish()
-    assert spool.read(3, 7, DIGEST) == CONTENT and spool.size == stored(spool)
+    assert spool.view(3, 7, DIGEST) == CONTENT and spool.size == stored(spool)
 
 
 def test_it_does_not_go_on_beyond_what_is_here(spool: Spool) -> None:
@@ -119,17 +119,27 @@ def test_other_bytes_than_announced_are_thrown_away(spool: Spool, twice: bool) -
     assert spool.arrived(3, 7, DIGEST) == 0 and spool.size == stored(spool) == 0
 
 
-def test_a_file_that_changed_since_is_not_read(spool: Spool) -> None:
+@pytest.mark.parametrize("found", [CONTENT[:-1], b"", CONTENT[::-1]])
+def test_a_file_that_changed_while_the_coordinator_was_away_is_not_read(spool: Spool, found: bytes) -> None:
     coming = arrival(spool)
     coming.write(CONTENT)
     coming.finish()
     path = spool.file(3, 7, DIGEST)
-    path.write_bytes(CONTENT[:-1])
-    with pytest.raises(EdgewiseError, match="damaged"):
-        spool.read(3, 7, DIGEST)
+    path.write_bytes(found)
+    with pytest.raises(EdgewiseError, match="damaged" if found else "it is empty"):
+        Spool(spool.folder).view(3, 7, DIGEST)
     path.unlink()
     with pytest.raises(EdgewiseError, match="cannot be read"):
-        spool.read(3, 7, DIGEST)
+        spool.view(3, 7, DIGEST)
+
+
+def test_what_is_written_to_a_view_is_not_written_to_the_file(spool: Spool) -> None:
+    coming = arrival(spool)
+    coming.write(CONTENT)
+    coming.finish()
+    view = spool.view(3, 7, DIGEST)
+    view[0] ^= 255
+    assert spool.view(3, 7, DIGEST) == CONTENT == spool.file(3, 7, DIGEST).read_bytes()
 
 
 def test_updates_of_other_devices_and_rounds_lie_apart_and_a_device_has_room_for_one(spool: Spool) -> None:
@@ -141,7 +151,7 @@ def test_updates_of_other_devices_and_rounds_lie_apart_and_a_device_has_room_for
             coming.write(content)
             coming.finish()
         for round, device in places:
-            assert spool.read(round, device, hashlib.sha256(content).hexdigest()) == content
+            assert spool.view(round, device, hashlib.sha256(content).hexdigest()) == content
         assert spool.size == stored(spool) == 30
 
 
@@ -194,7 +204,7 @@ def test_a_full_disk_and_then_room_again(spool: Spool, room: int) -> None:
     again = arrival(spool, at := spool.arrived(3, 7, DIGEST))
     again.write(CONTENT[at:])
     again.finish()
-    assert spool.read(3, 7, DIGEST) == CONTENT and spool.size == stored(spool)
+    assert spool.view(3, 7, DIGEST) == CONTENT and spool.size == stored(spool)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
