@@ -56,7 +56,11 @@ def test_every_run_is_a_config_that_comes_back(name: str, scale: str, tmp_path: 
         assert config.data_dir == (None if config.data == "digits" else "/somewhere")
 
 
-@pytest.mark.parametrize("name", FIGURES)
+# foresight deals data in thirty ways.
+@pytest.mark.filterwarnings("ignore:batch. .* is more than device:edgewise.errors.EdgewiseWarning")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "foresight" else n for n in FIGURES]
+)
 def test_every_run_plays_a_round(name: str, tmp_path: Path) -> None:
     short = {
         tiny(config)

@@ -93,7 +93,7 @@ def export(  # noqa: PLR0913  (options of one act, all by name)
     path, size = _place(run, out, made), _size(batch, format, made)
     trained = run if isinstance(run, Trained) else Trained.read(run, dataset)
     data = trained.dataset
-    images = data.train.images[: max(CALIBRATION, size or 0)]
+    images = data.train.images[torch.arange(max(CALIBRATION, size or 0)) % len(data.train)]
     model, folded = deploy(trained.module, data.mean, data.std, images[:8])
     with tempfile.TemporaryDirectory() as scratch:
         content = _built(made, model, images, size, images if int8 else None, Path(scratch))
