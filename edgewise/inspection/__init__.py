@@ -87,12 +87,13 @@ class Inspection:
 
 
 def inspect(
-    config: Config, dataset: Dataset | None = None, say: Callable[[str], None] = lambda _: None
+    config: Config, dataset: Dataset | None = None, say: Callable[[str], None] | None = None
 ) -> Inspection:
     """Measure what `config` would train. `dataset` replaces what the config names; `say` hears of progress.
 
     EdgewiseError for what could not run at all; whatever else is found is in the answer.
     """
+    say = say or (lambda _: None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         parts = assemble(config, dataset)
