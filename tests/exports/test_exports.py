@@ -90,7 +90,8 @@ def test_every_norm_is_exported_exactly(name: str, tmp_path: Path) -> None:
     for _ in run(small if name != "batch-sync" else replace(TINY, norm=NORMS[name]()), tmp_path / "run"):
         pass
     assert export(tmp_path / "run", "onnx").difference <= PARITY
-    assert export(tmp_path / "run", "onnx", int8=True, max_drop=0.1).accuracy > 0.3
+    if name in ("batch", "group", "group-ws"):  # folded, decomposed, and both
+        assert export(tmp_path / "run", "onnx", int8=True, max_drop=0.1).accuracy > 0.3
 
 
 def test_strides_of_an_axis_of_one_are_those_of_the_shape() -> None:
