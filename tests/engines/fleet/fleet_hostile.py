@@ -375,7 +375,8 @@ class Site:
     def answer(self, device: int, frames: Sequence[bytes]) -> bytes:
         """The update that an honest device would send; if it is taken, its memory moves on."""
         duty = Training(equip(self.plan, self.dataset, device, self.share, (TINY,), "cpu"))
-        frame, self._proposed[device] = duty.train(frames, self._memories.get(device, Memory()))
+        pieces, self._proposed[device] = duty.train(frames, self._memories.get(device, Memory()))
+        frame = b"".join(pieces)
         return frame
 
     @property
