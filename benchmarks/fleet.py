@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import platform
+import random
 import signal
 import socket
 import sqlite3
@@ -88,9 +89,16 @@ def fleet(folder: Path, agents: int, *settings: str) -> Iterator[tuple[Path, sub
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1]) if one.getsockname()[1] < 65000 else free_port()
+    """A port that is free, as is the next one, below those that the system gives to connections."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        try:
+            for number in (port, port + 1):
+                with socket.socket() as one:
+                    one.bind(("", number))
+        except OSError:
+            continue
+        return port
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], folder: Path, seconds: float = 600) -> None:

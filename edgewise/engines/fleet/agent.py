@@ -227,7 +227,7 @@ class Agent:
             return
         self.fault.reached("heard", verdict.round)
         if verdict.taken:
-            await self._away(self.keep.commit)
+            await self._keep(self.keep.commit)
             self.fault.reached("moved", verdict.round)
         elif verdict.again and self.outgoing is not None:
             self._send(self.outgoing, line, verdict.offset)
@@ -235,7 +235,7 @@ class Agent:
         else:
             line.drop()
             log.info("not taken", extra={"round": verdict.round, "words": verdict.reason})
-            await self._away(self.keep.forget)
+            await self._keep(self.keep.forget)
         self.outgoing = None
         self._begin()
 
@@ -318,6 +318,13 @@ class Agent:
         if self.working is not None:
             self.next = None
             await asyncio.wait([self.working])
+
+    async def _keep(self, action: Callable[[], None]) -> None:
+        assert self.keep is not None
+        if self.keep.blocks:
+            await self._away(action)
+        else:
+            action()
 
     async def _away(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do in another thread what takes long or waits for the disk, so that the stream stays alive."""

@@ -265,10 +265,14 @@ class Courier:
         """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
         return await self._elsewhere(self._disk, action, *arguments)
 
-    async def concluded(self, arrival: Arrival) -> tuple[Reply, float]:
+    async def concluded(self, arrival: Arrival, whole: bytes | None) -> tuple[Reply, float]:
         """Make an update last and look at it: the reply and its norm; EdgewiseError if it may not count."""
 
         def finish() -> None:
+            if whole is not None:
+                self.metrics.received.inc(len(whole))
+                arrival.write(whole)
+                self.fault.reached("arriving", arrival.round)
             arrival.finish()
             self.fault.reached("spooled", arrival.round)
 

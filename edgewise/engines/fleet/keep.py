@@ -29,8 +29,9 @@ class Pending:
 
 
 class Memories(Protocol):
-    """Where the device's memory lies: `Keep` on a disk."""
+    """Where the device's memory lies: `Keep` on a disk, which is to be waited for (`blocks`)."""
 
+    blocks: bool
     round: int
     memory: Memory
     pending: Pending | None
@@ -42,6 +43,8 @@ class Memories(Protocol):
 
 class Keep:
     """One run's memory in a folder. `round`: the last one in which this device's update counted."""
+
+    blocks = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -24,6 +24,8 @@ from edgewise.errors import EdgewiseError
 class Light:
     """A memory that nobody misses."""
 
+    blocks = False
+
     def __init__(self) -> None:
         self.round, self.memory = 0, Memory()
         self.pending: Pending | None = None

@@ -205,7 +205,10 @@ class Session:
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
                 log.info("resumed", extra={"device": device, "round": update.round, "words": words})
-            await self._more(self.arrival, update.data)
+            if len(update.data) == update.length:
+                await self._complete(self.arrival, update.data)
+            else:
+                await self._more(self.arrival, update.data)
 
     async def _counts(self, round: int) -> str | None:
         """The digest of this device's update that counts in a round, if there is one."""
@@ -257,20 +260,23 @@ class Session:
         open = self.courier.training(arrival.round, self.device)
         self._tell(arrival.round, arrival.digest, False, reason, again=open)
 
-    async def _complete(self, arrival: Arrival) -> None:
+    async def _complete(self, arrival: Arrival, whole: bytes | None = None) -> None:
         """The bytes are here: look at them, make them last, and only then say so.
+
+        `whole`: all of them, if they came in one piece and nothing of them is written yet.
 
         It goes on even if the stream ends meanwhile: what the journal is about to take must reach the round.
         """
         self.arrival = None
-        self.completing = asyncio.create_task(self._conclude(arrival))
+        self.completing = asyncio.create_task(self._conclude(arrival, whole))
         await asyncio.shield(self.completing)
 
-    async def _conclude(self, arrival: Arrival) -> None:
+    async def _conclude(self, arrival: Arrival, whole: bytes | None) -> None:
         courier, round, digest = self.courier, arrival.round, arrival.digest
         try:
-            taken = await courier.take(self, arrival, await courier.concluded(arrival))
+            taken = await courier.take(self, arrival, await courier.concluded(arrival, whole))
         except (DiskError, JournalError) as error:
+            arrival.close()
             await self._ask_again(arrival, str(error))
         except EdgewiseError as error:
             arrival.discard()
