@@ -278,15 +278,18 @@ class Session:
         except (DiskError, JournalError) as error:
             arrival.close()
             await self._ask_again(arrival, str(error))
+            return
         except EdgewiseError as error:
-            arrival.discard()
-            await self._refuse(round, digest, str(error))
-        else:
-            if not taken:
-                courier.late(self, round, False)
+            if courier.training(round, self.device):
                 arrival.discard()
-            self._tell(round, digest, taken, "" if taken else "late")
-            courier.fault.reached("told", round)
+                await self._refuse(round, digest, str(error))
+                return
+            taken = False  # its round has ended meanwhile, and what was here of it may be swept
+        if not taken:
+            courier.late(self, round, False)
+            arrival.discard()
+        self._tell(round, digest, taken, "" if taken else "late")
+        courier.fault.reached("told", round)
 
     async def _refuse(self, round: int, digest: str, reason: str) -> None:
         self._tell(round, digest, False, reason)
