@@ -24,6 +24,7 @@ from edgewise.engines.fleet.messages import (
     Up,
     chunk_data,
     down,
+    printable,
 )
 from edgewise.engines.fleet.roster import Member, present
 from edgewise.engines.fleet.spool import Arrival, DiskError
@@ -116,7 +117,7 @@ class Session:
         if kind == "hello" and not self.ready:
             self._hello(body)
         elif kind == "failure" and not self.ready:
-            raise Dismissed(f"it cannot take part: {_printable(body.reason)}")
+            raise Dismissed(f"it cannot take part: {printable(body.reason)}")
         elif self.hello is None or not self._in_turn(kind):
             raise Dismissed(f"'{kind}' came out of turn")
         else:
@@ -301,7 +302,7 @@ class Session:
         self.courier.scored(self, scores)
 
     async def _failure(self, failure: Any) -> None:
-        self.courier.failed(self, failure.round, _printable(failure.reason))
+        self.courier.failed(self, failure.round, printable(failure.reason))
 
     def _let_go(self) -> None:
         if self.arrival is not None:
@@ -319,11 +320,6 @@ def _parsed(data: bytes) -> tuple[str, Any]:
     if kind is None:
         raise Dismissed("a message of no kind that is known here")
     return kind, getattr(message, kind)
-
-
-def _printable(reason: str) -> str:
-    """What a device says, for a terminal."""
-    return "".join(letter for letter in reason[:500] if letter.isprintable())
 
 
 __all__ = ["FINISHED", "TRAIN", "Dismissed", "Session", "messages"]
