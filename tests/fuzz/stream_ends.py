@@ -30,6 +30,7 @@ from edgewise.engines.fleet import agent as agents
 from edgewise.engines.fleet.agent import Agent
 from edgewise.engines.fleet.courier import Courier
 from edgewise.engines.fleet.duty import Training
+from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.journal import Journal
 from edgewise.engines.fleet.keep import CURRENT, PENDING, Keep
 from edgewise.engines.fleet.link import Disconnected, Link
@@ -260,13 +261,20 @@ class Call:
         self.agent: Any = None
 
     @asynccontextmanager
-    async def connected(self, link: Link, address: str) -> AsyncIterator[Call]:
-        yield self
+    async def connected(self, link: Link, address: str) -> AsyncIterator[tuple[Call, Ear]]:
+        ear = Ear(self.read)
+        try:
+            yield self, ear
+        finally:
+            self.cancel()
+            await ear.end()
 
     async def read(self) -> Any:
         await asyncio.sleep(0)
         word = next(self._words, grpc.aio.EOF)
         if callable(word):
+            for _ in range(20):  # it is read ahead: what came before is not heard yet
+                await asyncio.sleep(0)
             while self.update is None and self.agent.working is not None:
                 await asyncio.sleep(0.0005)
             word = word()

@@ -22,6 +22,7 @@ import grpc
 
 from edgewise.device import Memory
 from edgewise.engines.fleet.duty import Duty
+from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.keep import Memories
 from edgewise.engines.fleet.line import Line
@@ -93,13 +94,14 @@ class Agent:
 
     async def _stream(self, address: str) -> bool:
         """One stream, from hello to its end; whether the agent's work is done."""
-        async with connect(self.link, address) as call:
+        async with connect(self.link, address) as (call, ear):
             self._call = call
             line, beats = Line(up, call.write), Beats()
             line.say(hello=self._hello())
-            writing = [asyncio.create_task(line.run())]
+            line.start()
+            beating: asyncio.Task[None] | None = None
             try:
-                while (found := await heard(call, first=len(writing) == 1)) is not None:
+                while (found := await heard(ear, first=beating is None)) is not None:
                     beats.heard()
                     if line.waiting > BACKLOG:
                         raise Offence("the coordinator talks faster than it listens")
@@ -107,19 +109,19 @@ class Agent:
                     if kind == "farewell":
                         return self._farewell(body)
                     if kind == "plan":
-                        await self._plan(body, line)
-                        if len(writing) == 1:
-                            writing.append(asyncio.create_task(beats.run(line, body.beat, call)))
+                        await self._plan(body, line, ear)
+                        beating = beating or asyncio.create_task(beats.run(line, body.beat, call))
                     else:
                         await self._on(kind, body, line)
                 raise await why(call)
             finally:
-                for task in writing:
-                    task.cancel()
+                line.end()
+                if beating is not None:
+                    beating.cancel()
 
     # ---- what the coordinator says ----
 
-    async def _plan(self, plan: Any, line: Line) -> None:
+    async def _plan(self, plan: Any, line: Line, ear: Ear) -> None:
         serial = plan.SerializeToString()
         if serial != self.plan:
             if not (RUN.fullmatch(plan.run) and BEATS[0] <= plan.beat <= BEATS[1]):
@@ -129,7 +131,7 @@ class Agent:
                 self.duty = await self._away(self.prepare, plan)
                 self.keep = await self._away(self.remember, plan.run)
             except EdgewiseError as error:
-                await self._decline(str(error), line)
+                await self._decline(str(error), line, ear)
                 raise
             self.plan, self.run_id, self.outgoing, self.next = serial, plan.run, None, None
             # Hello could not say yet what is remembered of this run.
@@ -153,12 +155,12 @@ class Agent:
         if pending is None and self.next is not None:
             self._begin()
 
-    async def _decline(self, reason: str, line: Line) -> None:
+    async def _decline(self, reason: str, line: Line, ear: Ear) -> None:
         """Let the coordinator know why this device cannot take part, and hear it out."""
         line.say(failure={"round": 0, "reason": reason})
         with suppress(TimeoutError, grpc.aio.AioRpcError):
             async with asyncio.timeout(FAREWELL):
-                while await self._call.read() is not grpc.aio.EOF:
+                while await ear.next() is not grpc.aio.EOF:
                     pass
 
     def _hello(self) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Courier:
         """Hold the stream of one agent."""
         if self._ending is not None:
             session = Session(self, member, context)
-            writing = asyncio.create_task(session.line.run())
+            session.line.start()
             await session.dismiss(self._ending[1], self._ending[0])
-            writing.cancel()
+            session.line.end()
             return
         self.revoked.discard(member.id)  # it may have joined anew
         while (old := self.sessions.get(member.id)) is not None:  # another one may come while this waits

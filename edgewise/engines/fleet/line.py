@@ -6,22 +6,33 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+
+import grpc
 
 from edgewise.engines.fleet.messages import CHUNK, carrying, chunk
 from edgewise.wire import Bytes
+
+# What a write raises once its stream is at its end; whoever reads from the stream hears of it too.
+BROKEN = (
+    *(grpc.aio.AioRpcError, grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError),
+    *(asyncio.CancelledError, asyncio.InvalidStateError, RuntimeError),
+)
 
 
 class Line:
     """`make` turns a message's body into its envelope (`up` or `down`), `write` sends the bytes of one."""
 
-    __slots__ = ("_cargo", "_make", "_wake", "_words", "_write", "sent")
+    __slots__ = ("_cargo", "_ended", "_make", "_wake", "_words", "_write", "_writing", "sent")
 
     def __init__(self, make: Callable[..., Any], write: Callable[[bytes], Awaitable[Any]]) -> None:
         self._make, self._write = make, write
         self._words: deque[Any] = deque()
         self._cargo: Iterator[list[memoryview]] | None = None
         self._wake = asyncio.Event()
+        self._ended = False
+        self._writing: asyncio.Task[None] | None = None
         self.sent = 0  # bytes of frames
 
     @property
@@ -53,9 +64,21 @@ class Line:
         """Push no more of what is being pushed."""
         self._cargo = None
 
-    async def run(self) -> None:
-        """Write until cancelled."""
-        while True:
+    def start(self) -> None:
+        """Write, in a task of its own, until `end` or the end of the stream."""
+        self._writing = asyncio.create_task(self._run())
+
+    def end(self) -> None:
+        """Write no more. What is being written comes to its end: gRPC would lose memory otherwise."""
+        self._ended = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        with suppress(*BROKEN):
+            await self._write_on()
+
+    async def _write_on(self) -> None:
+        while not self._ended:
             if self._words:
                 await self._write(self._words.popleft())
             elif self._cargo is not None:

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgewise.engines.fleet.certificates import COORDINATOR
+from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, chunk_data, printable
@@ -57,20 +58,27 @@ class Link:
 
 
 @asynccontextmanager
-async def connect(link: Link, address: str) -> AsyncIterator[Any]:
-    """A stream to the coordinator. Disconnected if it ends and may come back, EdgewiseError if it may not."""
-    async with link.channel(address) as channel:
-        metadata = (("edgewise-device", str(link.device)),) if link.credentials is None else ()
-        method = channel.stream_stream(f"/{SERVICE}/Work")
-        try:
-            yield method(metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise _reason(error.code(), error.details()) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise Disconnected("nothing is heard of the coordinator") from None
+async def connect(link: Link, address: str) -> AsyncIterator[tuple[Any, Ear]]:
+    """A stream to the coordinator, and what comes on it.
+
+    Disconnected if it ends and may come back, EdgewiseError if it may not.
+    """
+    channel = link.channel(address)
+    metadata = (("edgewise-device", str(link.device)),) if link.credentials is None else ()
+    call = channel.stream_stream(f"/{SERVICE}/Work")(metadata=metadata)
+    ear = Ear(call.read)
+    try:
+        yield call, ear
+    except grpc.aio.AioRpcError as error:
+        raise _reason(error.code(), error.details()) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Disconnected("nothing is heard of the coordinator") from None
+    finally:
+        await channel.close()
+        await ear.end()
 
 
 class Beats:
@@ -93,13 +101,13 @@ class Beats:
             line.say(beat={"number": number})
 
 
-async def heard(call: Any, first: bool) -> tuple[str, Any] | None:
+async def heard(ear: Ear, first: bool) -> tuple[str, Any] | None:
     """The kind of the next message and its body (of a chunk: its bytes), or None at the end of the stream.
 
     The first must come soon: there are no beats yet that would tell of a silent end.
     """
     try:
-        data = await asyncio.wait_for(call.read(), SOON if first else None)
+        data = await asyncio.wait_for(ear.next(), SOON if first else None)
     except TimeoutError:
         raise Disconnected("connected, but no plan has come") from None
     if data is grpc.aio.EOF:

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgewise.engines.fleet import messages
+from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.journal import JournalError
 from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.messages import (
@@ -84,9 +85,10 @@ class Session:
 
     async def run(self, read: Any) -> None:
         """Listen until the stream ends."""
-        writing = asyncio.create_task(self.line.run())
+        ear = Ear(read)
+        self.line.start()
         try:
-            while (data := await read()) is not grpc.aio.EOF:
+            while (data := await ear.next()) is not grpc.aio.EOF:
                 self.heard = time.monotonic()
                 if self.line.waiting > BACKLOG:
                     raise Dismissed("it talks faster than it listens")
@@ -102,7 +104,8 @@ class Session:
             self.courier.note("deferred", str(error), device=self.device)
             await asyncio.sleep(RETRY)
         finally:
-            writing.cancel()
+            self.line.end()
+            ear.close()
             self._let_go()
 
     async def dismiss(self, reason: str, kind: int = REFUSED) -> None:

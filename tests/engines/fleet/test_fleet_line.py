@@ -52,10 +52,9 @@ def play(test: Callable[[Line, Wire], Coroutine[Any, Any, None]]) -> Wire:
     async def both() -> Wire:
         wire = Wire()
         line = Line(down, wire.write)
-        writing = asyncio.create_task(line.run())
+        line.start()
         await test(line, wire)
-        writing.cancel()
-        await asyncio.wait([writing])
+        line.end()
         return wire
 
     return asyncio.run(both())
@@ -189,11 +188,11 @@ def test_chunks_of_the_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
             sizes.append(len(getattr(message, kind).data))
 
         line = Line(up, write)
-        writing = asyncio.create_task(line.run())
+        line.start()
         line.push(frames, update={"round": 1})
         while sum(sizes) < 3 * CHUNK + 1:
             await asyncio.sleep(0)
-        writing.cancel()
+        line.end()
         return sizes
 
     assert asyncio.run(push()) == [CHUNK, CHUNK, CHUNK, 1]

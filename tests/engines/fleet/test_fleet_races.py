@@ -167,11 +167,11 @@ def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> Non
 def test_a_farewell_does_not_wait_for_an_agent_that_does_not_read() -> None:
     async def play() -> None:
         line = Line(down, lambda message: asyncio.sleep(1000))
-        writing = asyncio.create_task(line.run())
+        line.start()
         line.say(beat={"number": 1})
         line.say(farewell={"kind": 1, "reason": "the coordinator stops"})
         await asyncio.wait_for(line.flush(0.05), 10)
-        writing.cancel()
+        line.end()
 
     asyncio.run(play())
 
