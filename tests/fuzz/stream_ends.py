@@ -226,11 +226,14 @@ class AgentEnd:
         call = self.call = Call(words)
         link = Link(("nowhere:1",), DEVICE, None)
         agent = Agent(link, self.duty, lambda run: Keep(folder / run), self.executor, once=True)
-        call.agent, agents.connect = agent, call.connected  # type: ignore[assignment]
+        call.agent = agent
+        real, agents.connect = agents.connect, call.connected  # type: ignore[assignment]
         try:
             await agent._stream("nowhere:1")
         except (Disconnected, EdgewiseError) as error:
             demand("\n" not in str(error), f"an error of several lines: {error}")
+        finally:
+            agents.connect = real
         while agent.working is not None:
             await asyncio.wait([agent.working])
         self.check(agent, folder, call)

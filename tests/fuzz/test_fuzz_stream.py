@@ -90,7 +90,7 @@ def test_a_farewell_is_printed_without_codes_for_the_terminal(agent: AgentEnd) -
     asyncio.run(agent.converse([refused]))  # which looks at the error
 
 
-@pytest.mark.parametrize(("end", "count"), [("coordinator", 200), ("agent", 80)])
+@pytest.mark.parametrize(("end", "count"), [("coordinator", 120), ("agent", 50)])
 def test_many_conversations_are_answered_or_ended(end: str, count: int) -> None:
     tally = run(end, count, seed=3, measure=50)
     assert tally.played == count
