@@ -27,7 +27,7 @@ from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.keep import Memories
 from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.link import Beats, Disconnected, Link, Offence, connect, heard, why
-from edgewise.engines.fleet.messages import EVALUATE, FINISHED, PROTOCOL, REFUSED, TRAIN, up
+from edgewise.engines.fleet.messages import EVALUATE, FINISHED, PROTOCOL, REFUSED, TRAIN, printable, up
 from edgewise.engines.fleet.parcels import Incoming, Outgoing
 from edgewise.errors import EdgewiseError
 from edgewise.wire import Bytes
@@ -174,7 +174,7 @@ class Agent:
 
     def _farewell(self, farewell: Any) -> bool:
         if farewell.kind == REFUSED:
-            raise EdgewiseError(f"the coordinator refuses this device: {farewell.reason}")
+            raise EdgewiseError(f"the coordinator refuses this device: {printable(farewell.reason)}")
         log.info("farewell", extra={"words": farewell.reason})
         return bool(farewell.kind == FINISHED and self.once)
 

@@ -29,8 +29,8 @@ def allow_connections(wanted: int | None = None) -> int:
 def shares() -> tuple[int, int]:
     """Connections that the port of agents and the port for joining may hold.
 
-    What comes beyond them is closed at once: gRPC does not survive a process without a descriptor left, and
-    strangers can open as many connections as they like.
+    What comes beyond them is closed at once. Strangers can open as many as they like, and are not to take the
+    descriptors that the journal and the spool need.
     """
     room = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHERS, 32)
     joining = min(JOINING, room // 4)

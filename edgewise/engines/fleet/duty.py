@@ -114,6 +114,8 @@ class Training:
     def _task(self, frames: Sequence[bytes], keep: bool) -> Task:
         """The task in the frames; FrameError if they are not what was agreed on."""
         layout, dtype = self.outfit.model.layout, self.outfit.model.params.dtype
+        if not frames:
+            raise wire.FrameError("a task without a frame")
         state, last = self._state, len(frames) - 1
         for number, data in enumerate(frames):
             buffers = self.outfit.model.buffers.nbytes if number == last else 0
@@ -121,8 +123,7 @@ class Training:
             # What it holds already may come again: the coordinator knows of it by an update in time only.
             if state is None or frame.kind is not wire.Kind.DIFFERENCE or frame.round > state[0]:
                 state = (frame.round, broadcast.receive(frame, state, self.outfit.down, layout, dtype))
-        if state is None:
-            raise wire.FrameError("a task without a frame")
+        assert state is not None
         if state[0] != frame.round:
             raise wire.FrameError(f"a difference to an earlier state than that of round {state[0]}")
         if keep:
@@ -153,7 +154,7 @@ class Idle:
         self.payload, self.buffers = outfit.nothing
 
     def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
-        task = wire.Header.parse(frames[0])
+        task = wire.Header.parse(frames[0] if frames else b"")
         frame = wire.Frame(
             kind=wire.Kind.UPDATE,
             layout=self.agreed.layout,

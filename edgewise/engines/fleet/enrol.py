@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from edgewise.engines.fleet.certificates import fingerprint, key_fingerprint, requested_key
 from edgewise.engines.fleet.identity import Authority
 from edgewise.engines.fleet.journal import Journal
-from edgewise.engines.fleet.messages import JoinReply, JoinRequest
+from edgewise.engines.fleet.messages import JoinReply, JoinRequest, printable
 from edgewise.engines.fleet.roster import check_token, enrol
 from edgewise.errors import EdgewiseError
 
@@ -36,7 +36,7 @@ class Enrolment:
             device = await asyncio.wrap_future(check_token(self.journal, digest, key))
             certificate = self.authority.sign(request.csr, device)
             # The token is used up in the transaction that makes the certificate the device's.
-            name = "".join(letter for letter in request.name[:100] if letter.isprintable())
+            name = printable(request.name[:100])
             await asyncio.wrap_future(enrol(self.journal, digest, key, name, fingerprint(certificate)))
         except EdgewiseError as error:
             log.warning("join refused", extra={"words": str(error), "peer": peer})

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from edgewise.engines.fleet.certificates import device_of, fingerprint
 from edgewise.engines.fleet.courier import Courier
 from edgewise.engines.fleet.enrol import LONGEST, Enrolment
 from edgewise.engines.fleet.home import Contact
-from edgewise.engines.fleet.identity import Authority
+from edgewise.engines.fleet.identity import Authority, Credentials
 from edgewise.engines.fleet.journal import Journal, JournalError
 from edgewise.engines.fleet.messages import SERVICE, JoinReply
 from edgewise.engines.fleet.roster import Member, member
@@ -27,6 +28,7 @@ T = TypeVar("T")
 JOIN = "edgewise.Join"
 CONTROL = "edgewise.Control"
 HANDSHAKE_SECONDS = 10
+LOOK_SECONDS = 60  # after which the coordinator's certificate is looked up again
 READ = 4 << 20  # bytes of a message that is still read, to say why it is refused; gRPC cuts off longer ones
 OPTIONS = (
     ("grpc.max_receive_message_length", READ),
@@ -193,12 +195,23 @@ def _bytes(message: Any) -> Callable[[Any], bytes]:
 def server_credentials(authority: Authority, mutual: bool) -> Any:
     """TLS with the coordinator's own certificate; `mutual`: only for peers that have one of ours too.
 
-    The certificate is looked up anew for every connection: a coordinator may run for longer than it lasts.
+    The certificate is looked up anew from time to time: a coordinator may run for longer than it lasts. gRPC
+    is given it only when it is another one. Whatever it is given takes the place of what connections that are
+    just beginning use, and where many begin at once the process does not survive that.
     """
+    known, at, lock = authority.serve_as(), time.monotonic(), threading.Lock()
 
-    def current() -> Any:
-        own = authority.serve_as()
+    def made(own: Credentials) -> Any:
         root = own.ca if mutual else None
         return grpc.ssl_server_certificate_configuration([(own.key, own.chain)], root)
 
-    return grpc.dynamic_ssl_server_credentials(current(), current, mutual)
+    def another() -> Any:
+        nonlocal known, at
+        with lock:
+            if time.monotonic() - at < LOOK_SECONDS:
+                return None
+            own, before, at = authority.serve_as(), known, time.monotonic()
+            known = own
+        return None if own == before else made(own)
+
+    return grpc.dynamic_ssl_server_credentials(made(known), another, mutual)

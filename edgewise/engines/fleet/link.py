@@ -16,7 +16,7 @@ from edgewise.engines.fleet.certificates import COORDINATOR
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, chunk_data
+from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, chunk_data, printable
 from edgewise.errors import EdgewiseError
 
 SOON = 20.0  # seconds for the coordinator's first word
@@ -130,7 +130,7 @@ async def why(call: Any) -> Exception:
 
 def _reason(code: Any, details: str | None) -> Exception:
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        return EdgewiseError(f"the coordinator does not know this device: {details}")
+        return EdgewiseError(f"the coordinator does not know this device: {printable(details or '')}")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return EdgewiseError("what answers there is no coordinator of this edgewise; see --coordinator")
     return Disconnected(f"{code.name.lower() if code else 'ended'}: {details or 'no reason given'}"[:300])

@@ -137,6 +137,11 @@ def chunk_data(message: bytes) -> memoryview | None:
     return memoryview(message)[start:] if start + size == len(message) else None
 
 
+def printable(text: str) -> str:
+    """What a peer says, for a terminal."""
+    return "".join(letter for letter in text[:500] if letter.isprintable())
+
+
 def _number(value: int) -> bytes:
     """A number in seven bits a byte, the low ones first, as protobuf writes it."""
     found = bytearray()

@@ -25,6 +25,7 @@ from edgewise.engines.fleet.messages import (
     Up,
     chunk_data,
     down,
+    printable,
 )
 from edgewise.engines.fleet.roster import Member, present
 from edgewise.engines.fleet.spool import Arrival, DiskError
@@ -119,7 +120,7 @@ class Session:
         if kind == "hello" and not self.ready:
             self._hello(body)
         elif kind == "failure" and not self.ready:
-            raise Dismissed(f"it cannot take part: {_printable(body.reason)}")
+            raise Dismissed(f"it cannot take part: {printable(body.reason)}")
         elif self.hello is None or not self._in_turn(kind):
             raise Dismissed(f"'{kind}' came out of turn")
         else:
@@ -281,15 +282,18 @@ class Session:
         except (DiskError, JournalError) as error:
             arrival.close()
             await self._ask_again(arrival, str(error))
+            return
         except EdgewiseError as error:
-            arrival.discard()
-            await self._refuse(round, digest, str(error))
-        else:
-            if not taken:
-                courier.late(self, round, False)
+            if courier.training(round, self.device):
                 arrival.discard()
-            self._tell(round, digest, taken, "" if taken else "late")
-            courier.fault.reached("told", round)
+                await self._refuse(round, digest, str(error))
+                return
+            taken = False  # its round has ended meanwhile, and what was here of it may be swept
+        if not taken:
+            courier.late(self, round, False)
+            arrival.discard()
+        self._tell(round, digest, taken, "" if taken else "late")
+        courier.fault.reached("told", round)
 
     async def _refuse(self, round: int, digest: str, reason: str) -> None:
         self._tell(round, digest, False, reason)
@@ -301,7 +305,7 @@ class Session:
         self.courier.scored(self, scores)
 
     async def _failure(self, failure: Any) -> None:
-        self.courier.failed(self, failure.round, _printable(failure.reason))
+        self.courier.failed(self, failure.round, printable(failure.reason))
 
     def _let_go(self) -> None:
         if self.arrival is not None:
@@ -319,11 +323,6 @@ def _parsed(data: bytes) -> tuple[str, Any]:
     if kind is None:
         raise Dismissed("a message of no kind that is known here")
     return kind, getattr(message, kind)
-
-
-def _printable(reason: str) -> str:
-    """What a device says, for a terminal."""
-    return "".join(letter for letter in reason[:500] if letter.isprintable())
 
 
 __all__ = ["FINISHED", "TRAIN", "Dismissed", "Session", "messages"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
-from fleet_hostile import Peer, Site, resident, until
+from fleet_hostile import Site
+from fleet_peer import Peer, resident, until
 
 from edgewise import wire
 from edgewise.engines.fleet.messages import CHUNK, LARGEST, PROTOCOL, up

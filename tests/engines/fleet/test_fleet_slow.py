@@ -12,11 +12,10 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
-from fleet_hostile import Site, Waiting, until
+from fleet_hostile import Site, Waiting
+from fleet_peer import reach, shaken, until
 
-from edgewise.engines.fleet.certificates import COORDINATOR
 from edgewise.engines.fleet.host import HANDSHAKE_SECONDS
-from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.messages import PROTOCOL
 
 BEAT = 0.5
@@ -31,23 +30,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 # ---- handshakes ----
-
-
-def reach(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
-
-
-def shaken(address: str, credentials: Credentials, own: bool, folder: Path) -> ssl.SSLSocket:
-    """A connection whose TLS is done, and on which nothing has been said."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=credentials.ca.decode())
-    context.set_alpn_protocols(["h2"])
-    if own:
-        (folder / "key").write_bytes(credentials.key)
-        (folder / "chain").write_bytes(credentials.chain)
-        context.load_cert_chain(folder / "chain", folder / "key")
-    return context.wrap_socket(reach(address), server_hostname=COORDINATOR)
 
 
 def is_open(connection: socket.socket) -> bool:
@@ -69,7 +51,7 @@ def test_handshakes_that_never_end_are_cut_off_and_hold_nobody_up(site: Site, tm
         honest, held = round.peers[2], []
         for address in (site.address, site.join_address):
             silent, trickling = ([stack.enter_context(reach(address)) for _ in range(MANY)] for _ in "12")
-            done = shaken(address, site.credentials(2), address == site.address, tmp_path)
+            done = shaken(address, site.credentials(2), tmp_path if address == site.address else None)
             held += [*silent, *trickling, stack.enter_context(done)]
             threading.Thread(target=trickle, args=(trickling, HELLO), daemon=True).start()
         head, frames = honest.task()

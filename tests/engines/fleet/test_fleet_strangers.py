@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from fleet_folders import joined
-from fleet_hostile import Site, until
+from fleet_hostile import Site
+from fleet_peer import shaken, until
 
 from edgewise.engines.fleet import certificates
 from edgewise.engines.fleet.certificates import COORDINATOR
@@ -112,6 +113,27 @@ def test_a_device_is_who_its_certificate_says_whatever_it_says_itself(site: Site
         assert set(site.courier.sessions) == {0, 1, 2}
         assert not site.courier.sessions[0].line.waiting  # device 0 is still itself
     assert 0 in round.took or 1 in round.took
+
+
+def test_a_certificate_that_was_renewed_is_shown_from_the_next_connection_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown() -> bytes:
+        with shaken(site.join_address, site.authority.serve_as(), None) as connection:
+            found = connection.getpeercert(binary_form=True)
+        assert found
+        return found
+
+    with site.open():
+        before = shown()
+        (site.authority.folder / "server.pem").unlink()
+        monkeypatch.setattr("edgewise.engines.fleet.host.LOOK_SECONDS", 0)
+        after = shown()
+        assert after != before and after == shown()
+        assert after == certificates.certificate_der(
+            certificates.read_certificate(site.authority.serve_as().chain)
+        )
+        site.peer(2).hello()
 
 
 # ---- tokens ----
