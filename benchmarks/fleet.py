@@ -203,16 +203,20 @@ def load(folder: Path) -> dict[str, Any]:
         times = openings(home)
         found["thousand_round_s"] = statistics.median(b - a for a, b in pairwise(times[1:]))
         found["thousand_peak_MB"] = resident(coordinator, "VmHWM") / 1e6
-    own = folder / "idle"
-    own.mkdir()
-    # A cohort of one that nobody answers for: the run waits, and all are idle.
-    settings = ("--width", "4", "--batch", "1", "--steps", "1", "--data", "digits")
-    with fleet(own, 2000, *settings, "--devices", "2001") as (home, coordinator):
-        before = resident(coordinator)
-        wait_for(lambda: status(home)["connected"] >= 2000, coordinator, own, 900)
-        time.sleep(5)
-        found["idle_KB"] = (resident(coordinator) - before) / 2000 / 1e3
+    few, many = (idle(folder / f"idle-{agents}", agents) for agents in (100, 2000))
+    found["idle_KB"] = (many - few) / 1900 / 1e3
     return found
+
+
+def idle(folder: Path, agents: int) -> int:
+    """Bytes of memory of a coordinator to which so many agents are connected, none of them with a task."""
+    folder.mkdir()
+    # A cohort of all and one that nobody answers for: the run waits, and all are idle.
+    settings = ("--width", "4", "--batch", "1", "--steps", "1", "--data", "digits")
+    with fleet(folder, agents, *settings, "--devices", str(agents + 1)) as (home, coordinator):
+        wait_for(lambda: status(home)["connected"] >= agents, coordinator, folder, 900)
+        time.sleep(5)
+        return resident(coordinator)
 
 
 # ---- a plain stream ----
