@@ -171,6 +171,8 @@ class Session:
         courier = self.courier
         counts = await asyncio.wrap_future(courier.journal.taken(courier.run, round, self.device))
         open = courier.training(round, self.device)
+        if counts != digest and not open:
+            courier.late(self, round, counts is not None)
         offset = courier.spool.arrived(round, self.device, digest) if open else 0
         self._tell(round, digest, counts == digest, "" if counts or open else "late", offset, again=open)
         return open

@@ -149,6 +149,25 @@ def test_a_round_of_exactly_its_cohort_asks_nobody_else(courier: Courier) -> Non
     asyncio.run(play())
 
 
+def test_an_update_that_was_on_its_way_when_its_round_closed_is_late_and_written_down(
+    courier: Courier,
+) -> None:
+    digests = {device: arrival(courier, device).digest for device in (0, 1)}
+
+    async def play() -> None:
+        window = Window(1, (0, 1), 1, 1, lambda device, held: ([],))
+        courier.journal.open_round(courier.run, 1, (0, 1))
+        courier.begin(window, TRAIN, 4)
+        assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
+        await asyncio.wrap_future(window.outcome)
+        assert not await session(courier, 0)._settle(1, digests[0])  # counts, and is told so
+        assert not await session(courier, 1)._settle(1, digests[1])
+
+    asyncio.run(play())
+    found = courier.journal.ask(lambda db: db.execute("SELECT kind, round, device FROM events").fetchall())
+    assert [row for row in found.result() if row[0] == "late"] == [("late", 1, 1)]
+
+
 def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> None:
     async def play() -> Window:
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))

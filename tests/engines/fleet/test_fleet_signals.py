@@ -78,7 +78,7 @@ def test_with_a_quorum_rounds_go_on_without_a_device_that_comes_back(tmp_path: P
     away = scene.agents[2]
     scene.start()
     try:
-        scene.tend(lambda: has(scene, 2))
+        scene.tend(lambda: all(has(scene, device) for device in range(3)))
         away.send(signal.SIGSTOP)
         advance(scene, 10)
         paused = scene.round()
