@@ -163,6 +163,8 @@ class Courier:
             else:
                 self.push(device)
         self.referee.moved()
+        if window.enough and not window.valid:
+            self.referee.reinforce(window)
         self.referee.consider(window)
 
     def push(self, device: int) -> None:

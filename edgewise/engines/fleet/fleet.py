@@ -131,6 +131,7 @@ class Fleet:
         round, (looked_up, opened) = task.round, self._looked_up
         if looked_up != round:
             opened = self.journal.round(self.run.id, round).result()
+        beside = self._beside()  # asked of the journal before what may fail: they would fail together
         opening: Future[None] | None = None
         if opened is None or not opened.asked:
             # Not waited for: the journal writes in the order in which it is asked.
@@ -144,7 +145,7 @@ class Fleet:
         size = self._size or len(cohort)
         wanted = min(size, len(cohort))
         needed = min(self.policy.needed(size), wanted)
-        window = Window(round, cohort, needed, wanted, self._training(task), self._beside())
+        window = Window(round, cohort, needed, wanted, self._training(task), beside)
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
         self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
         for device in cohort:

@@ -38,7 +38,8 @@ class Referee:
         if not self.open(window) or window.doubt:
             return
         if window.enough:
-            self._shut(window)
+            if window.valid or not window.extending:
+                self._shut(window)
         elif window.valid and not window.timed:
             window.timed = True
             elapsed = time.monotonic() - window.began
@@ -56,20 +57,25 @@ class Referee:
             self.courier.later(patience, lambda: self._look(window))
 
     def _look(self, window: Window) -> None:
+        if self.open(window) and window.doubt:  # what is on its way into the journal may be enough
+            self.courier.later(0.01, lambda: self._look(window))
+            return
         window.looked = False
-        if not window.doubt:
-            self.reinforce(window)
+        self.reinforce(window)
 
     def reinforce(self, window: Window) -> None:
         """Ask further devices where too few are left of those that were asked."""
-        if not self.open(window) or not window.reserve:
+        if not self.open(window) or not window.reserve or window.extending:
             return
         further = window.further(self.courier.present() - self.courier.revoked)
-        if further and self.courier.purpose == TRAIN:
-            window.doubt.update(further)
-            self.courier.spawn(self._extend(window, further))
-        else:
+        if not further:
+            return
+        if self.courier.purpose != TRAIN:
             self._ask(window, further)
+            return
+        window.extending = True
+        window.doubt.update(further)
+        self.courier.spawn(self._extend(window, further))
 
     async def _extend(self, window: Window, further: Sequence[int]) -> None:
         """The journal knows whom a round asks before they are asked: it is played again from there."""
@@ -79,19 +85,27 @@ class Referee:
             await asyncio.wrap_future(courier.journal.open_round(courier.run, window.round, asked))
         except EdgewiseError as error:
             courier.note("deferred", f"devices {list(further)} cannot be asked: {error}", window.round)
-            courier.later(RETRY, self.moved)
-        else:
-            self._ask(window, further)
+            courier.later(RETRY, lambda: self._extended(window))
+            return
         finally:
             window.doubt.difference_update(further)
+        self._ask(window, further)
+        self._extended(window)
+
+    def _extended(self, window: Window) -> None:
+        """Others may have gone meanwhile, or the journal was full."""
+        window.extending = False
+        self.reinforce(window)
         self.consider(window)
 
     def _ask(self, window: Window, further: Sequence[int]) -> None:
-        if further:
-            window.extend(further)
-            self.courier.note("asked", f"devices {list(further)} too, since others are gone", window.round)
+        window.extend(further)
+        self.courier.note("asked", f"devices {list(further)} too, since others are gone", window.round)
         for device in further:
-            self.courier.push(device)
+            if device in self.courier.revoked:  # since it was chosen
+                window.excuse(device, "it was revoked")
+            else:
+                self.courier.push(device)
 
     # ---- its end ----
 

@@ -260,7 +260,6 @@ class Session:
 
     async def _ask_again(self, arrival: Arrival, reason: str) -> None:
         """The fault is on this side: the agent keeps its update and sends it once more, a little later."""
-        self.line.drop()
         self.courier.note("deferred", reason, arrival.round, self.device)
         await asyncio.sleep(RETRY)
         open = self.courier.training(arrival.round, self.device)

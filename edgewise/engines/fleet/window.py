@@ -54,6 +54,7 @@ class Window:
         self.hot = 0  # bytes of updates that answers hold in memory
         self.timed = False  # whether a timer runs that will close it
         self.looked = False  # whether one runs that will see who is left
+        self.extending = False  # whether the journal is being told of further devices: one lot at a time
         self.doubt: set[int] = set()  # of whom something is on its way into the journal; it stays open for it
         self.began = time.monotonic()
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,11 @@ from edgewise.config import Config
 from edgewise.data.partition import Iid
 from edgewise.deploy import Share, assemble_coordinator, equip
 from edgewise.device import Memory
+from edgewise.engines.fleet import referee
 from edgewise.engines.fleet.courier import Courier
 from edgewise.engines.fleet.duty import Training
 from edgewise.engines.fleet.fleet import Fleet, Kept, Run
-from edgewise.engines.fleet.journal import Entry, Journal, Opened
+from edgewise.engines.fleet.journal import Entry, Journal, JournalError, Opened
 from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.messages import TRAIN, down
 from edgewise.engines.fleet.policy import Policy
@@ -133,6 +135,90 @@ def test_a_round_whose_device_failed_asks_another_one_at_once(courier: Courier) 
         return window
 
     assert asyncio.run(play()).taken == [1]
+
+
+def short_round(courier: Courier) -> Window:
+    """A round of three that needs all of them, open, with five devices there."""
+    come(courier, *range(5))
+    window = Window(1, (0, 1, 2), 3, 3, lambda device, held: [], reserve=range(5))
+    courier.journal.open_round(courier.run, 1, (0, 1, 2))
+    courier.begin(window, TRAIN, 4)
+    return window
+
+
+def test_devices_that_fail_together_are_replaced_once_each(courier: Courier) -> None:
+    async def play() -> Window:
+        window = short_round(courier)
+        for device in (0, 1):  # the second before the journal has heard of the first one's substitute
+            courier.failed(courier.sessions[device], 1, "no memory")
+        for device in (2, 3, 4):
+            while not courier.training(1, device):
+                await asyncio.sleep(0.001)
+            assert await courier.take(courier.sessions[device], arrival(courier, device), (None, 1.0))
+        await asyncio.wrap_future(window.outcome)
+        return window
+
+    window = asyncio.run(play())
+    assert window.asked == (0, 1, 2, 3, 4) and window.taken == [2, 3, 4]
+    opened = courier.journal.round(courier.run, 1).result()
+    assert opened is not None and opened.asked == window.asked
+
+
+def test_a_look_that_comes_while_an_update_is_journaled_comes_again(courier: Courier) -> None:
+    courier.referee.pace.note(0.01)
+
+    async def play() -> None:
+        window = short_round(courier)
+        window.doubt.add(2)
+        courier._gone(courier.sessions[1])
+        await asyncio.sleep(0.2)
+        assert window.asked == (0, 1, 2)
+        window.doubt.discard(2)
+        while not courier.training(1, 3):
+            await asyncio.sleep(0.001)
+
+    asyncio.run(play())
+
+
+def test_a_journal_that_refuses_further_devices_is_asked_again(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(referee, "RETRY", 0.05)
+
+    async def play() -> None:
+        window = short_round(courier)
+        open_round = courier.journal.open_round
+
+        def refuse(run: str, number: int, asked: Any) -> Any:
+            monkeypatch.setattr(courier.journal, "open_round", open_round)
+            refused: Future[None] = Future()
+            refused.set_exception(JournalError("full"))
+            return refused
+
+        monkeypatch.setattr(courier.journal, "open_round", refuse)
+        for device in (0, 1, 2):  # nobody is left, and the round is not given up
+            courier.failed(courier.sessions[device], 1, "no memory")
+        while not courier.training(1, 3):
+            assert not window.closed
+            await asyncio.sleep(0.001)
+
+    asyncio.run(play())
+
+
+def test_a_device_that_is_revoked_while_it_is_called_in_is_not_waited_for(courier: Courier) -> None:
+    async def play() -> Window:
+        window = short_round(courier)
+        courier.failed(courier.sessions[0], 1, "no memory")
+        courier.expel(3, "revoked")  # chosen, and not asked yet
+        for device in (1, 2, 4):
+            while not courier.training(1, device):
+                await asyncio.sleep(0.001)
+            assert await courier.take(courier.sessions[device], arrival(courier, device), (None, 1.0))
+        await asyncio.wrap_future(window.outcome)
+        return window
+
+    window = asyncio.run(play())
+    assert window.taken == [1, 2, 4] and "revoked" in window.failed[3]
 
 
 def test_a_round_of_exactly_its_cohort_asks_nobody_else(courier: Courier) -> None:
