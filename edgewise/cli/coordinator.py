@@ -224,8 +224,8 @@ def run_rounds(home: Path, config_file: Path | None, extras: tuple[str, ...], **
     on what they hold out. A HOME holds one run; for another one name another folder with --out.
     """
     try:  # from here on: a signal may come right after its handler
-        signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _leave)  # the last: who sees that it is caught may send either
         _run(home, config_file, extras, flags)
     except _Leaving:
         click.echo("edgewise: stopped; nothing is lost, run again to continue", err=True)
