@@ -10,7 +10,7 @@ from edgewise.broadcast import broadcast
 from edgewise.codecs import Sending
 from edgewise.network import NETWORKS, Network
 
-OTHERS = ("none", "half", "int8", "int4", "topk:0.02:8", "powersgd:2:8", "stc:0.01")
+OTHERS = ("none", "half", "int8", "int4", "topk:0.02:8", "powersgd:2:8", "lowrank:0.0099", "stc:0.01")
 NETWORK = "lte"
 
 
