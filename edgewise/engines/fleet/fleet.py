@@ -187,7 +187,7 @@ class Fleet:
 
         def choose(there: set[int], known: dict[int, Member]) -> list[int] | None:
             able[:] = sorted(one.id for one in known.values() if one.trusted and one.tests)
-            return _evaluating(able, there, self.policy.patient)
+            return _evaluators(able, there, self.policy.patient)
 
         what = f"round {round}: devices with test examples"
         asked = self._wait(choose, what, members(self.journal))
@@ -301,7 +301,7 @@ def _trusted(ranking: Sequence[int], known: dict[int, Member]) -> list[int]:
     return [d for d in (*ranking, *further) if d not in known or known[d].trusted]
 
 
-def _evaluating(able: list[int], there: set[int], patient: bool) -> list[int] | None:
+def _evaluators(able: list[int], there: set[int], patient: bool) -> list[int] | None:
     """The devices that evaluate: all that can, or if it may not take for ever, of these who are there.
 
     None while nobody is.

@@ -57,7 +57,9 @@ class Spool:
                 content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is empty"
-            raise EdgewiseError(f"{path}: cannot be read ({reason}); the journal needs it") from None
+            # Where it was not swept, the fault is on this side, and the device's update is asked for again.
+            kind = EdgewiseError if isinstance(error, FileNotFoundError) else DiskError
+            raise kind(f"{path}: cannot be read ({reason}); the journal needs it") from None
         if path not in self._sound and hashlib.sha256(content).hexdigest() != digest:
             raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
         return content
@@ -185,10 +187,14 @@ class Arrival:
             if self.resumed:
                 raise DiskError(f"{self.path}: what was here of it is damaged")
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
-        with _shown(self.path):
-            os.fsync(self._file.fileno())
-            with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
-                sync_folder(self.path.parent)
+        try:
+            with _shown(self.path):
+                os.fsync(self._file.fileno())
+                with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
+                    sync_folder(self.path.parent)
+        except DiskError:
+            self.discard()  # what is read back now may never have reached the disk: it must come whole again
+            raise
         self.spool.sound(self.path)
         self.close()
 

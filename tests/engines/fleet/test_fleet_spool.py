@@ -211,3 +211,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("in the way")
     with pytest.raises(DiskError, match="cannot be written"):
         arrival(Spool(tmp_path / "spool")).write(CONTENT)
+
+
+def test_what_may_not_have_reached_the_disk_is_not_gone_on_from(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming = arrival(spool)
+    coming.write(CONTENT)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(spools.os, "fsync", refuse)
+    with pytest.raises(DiskError, match="cannot be written"):
+        coming.finish()
+    assert spool.arrived(3, 7, DIGEST) == 0 == spool.size
