@@ -20,7 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgewise import randomness, records
+from edgewise.algorithms import Combined
 from edgewise.assemble import Parts, assemble, local_steps
+from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.device import DIVERGED, Reply, Task
@@ -181,22 +183,20 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     """One round: changes `progress` and the engine's memories. `folder`: where updates may lie meanwhile."""
     config, number = parts.config, progress.round + 1
     began = time.monotonic()
-    every = config.algorithm.sync_every
-    done = progress.round * every
-    steps = min(every, parts.steps - done)
-    factor = parts.schedule.factor(done / parts.steps, progress.note or {})
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
-    state = progress.way.announce(number, progress.server.state)
-    task = Task(number, steps, factor, state, progress.way)
+    task = _task(parts, progress, number)
     gathering, got = config.aggregate.start(task.state, folder), _Got()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
         gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
         got.note(reply)
-    down = [progress.way.bytes_each(device) for device in asked]
-    progress.server = parts.terms.algorithm.step(progress.server, gathering.value(), factor, layout)
+    beside = guide_bytes(task.guide, config.codec_down, layout)
+    down = [progress.way.bytes_each(device) + beside for device in asked]
+    share = min(1.0, len(got.devices) / config.devices)
+    combined = Combined(gathering.value(), task.factor, {task.steps: 1.0}, share)
+    progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.round = number
     progress.examples += got.examples
     progress.way.deliver(asked)
@@ -205,9 +205,9 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     sgd = config.algorithm.sgd
     row = Round(
         round=number,
-        step=done + steps,
+        step=progress.done(parts),
         examples_seen=progress.examples,
-        lr=sgd.lr * sgd.lr_scale * factor,
+        lr=sgd.lr * sgd.lr_scale * task.factor,
         train_loss=sum(got.losses) / len(got.losses),
         bytes_up=sum(got.bytes),
         bytes_down=sum(down),
@@ -222,6 +222,15 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     result = _evaluation(parts, progress, engine, task)
     progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
     return replace(row, **_measured(result))
+
+
+def _task(parts: Parts, progress: Progress, number: int) -> Task:
+    """What the devices of the next round are asked."""
+    algorithm, done = parts.terms.algorithm, progress.done(parts)
+    steps = min(algorithm.sync_every, parts.steps - done)
+    factor = parts.schedule.factor(done / parts.steps, progress.note or {})
+    state = progress.way.announce(number, algorithm.offer(progress.server))
+    return Task(number, steps, factor, state, progress.way, algorithm.guide(progress.server))
 
 
 def ranking(config: Config, round: int) -> Sequence[int]:
