@@ -150,7 +150,9 @@ class Device:
     def answer(self, task: Task, model: FlatModel, work: Work, memory: Memory) -> tuple[Reply, Memory]:
         """One round on this device, in `model` (whose state is overwritten)."""
         model.write(task.state)
-        batches = self.batches(work.feed, memory.step, task.steps)
+        size = work.feed.size
+        steps = work.algorithm.local_steps(task.steps, len(self.indices), size)
+        batches = self.batches(work.feed, memory.step, steps)
         own = Own(memory.algorithm, self.counts(work.feed), task.guide)
         update, loss, kept = work.algorithm.learn(model, batches, task.factor, work.objective, own)
         if not math.isfinite(loss):
@@ -162,10 +164,10 @@ class Device:
             payload, codec = work.codec.encode(update, model.layout, memory.codec, sending)
         except NotFinite as error:
             raise EdgewiseError(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
-        examples = task.steps * work.feed.size
+        examples = steps * size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
         kept = {name: tensor.cpu() for name, tensor in kept.items()}
-        return reply, Memory(memory.step + task.steps, codec, kept)
+        return reply, Memory(memory.step + steps, codec, kept)
 
     def counts(self, feed: Feed) -> Tensor | None:
         """The device's examples of each class, up to the last that it has; None where there are targets."""

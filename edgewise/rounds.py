@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgewise import randomness, records
 from edgewise.algorithms import Combined
-from edgewise.assemble import Parts, assemble, local_steps
+from edgewise.assemble import Parts, assemble, local_steps, paced
 from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
@@ -46,8 +46,11 @@ class _Got:
     losses: list[float] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     examples: int = 0
+    steps: dict[int, float] = field(default_factory=dict)  # examples of devices that took so many
 
-    def note(self, reply: Reply) -> None:
+    def note(self, reply: Reply, batch: int) -> None:
+        steps = reply.examples // (batch * len(reply.devices))
+        self.steps[steps] = self.steps.get(steps, 0.0) + reply.examples
         self.devices += reply.devices
         self.losses += reply.losses
         self.bytes += [reply.bytes_each] * len(reply.devices)
@@ -147,7 +150,8 @@ def total_rounds(folder: Path) -> int:
     config = Config.of(read_toml(folder / records.CONFIG))
     with (folder / records.PARTITION).open(newline="") as file:
         examples = sum(int(row["examples"]) for row in csv.DictReader(file))
-    return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
+    every = paced(config, examples).algorithm.sync_every
+    return math.ceil(local_steps(config, examples) / every)
 
 
 def _restore(parts: Parts, path: Path) -> tuple[Progress, Note | None]:
@@ -191,11 +195,11 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
         gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
-        got.note(reply)
+        got.note(reply, config.batch)
     beside = guide_bytes(task.guide, config.codec_down, layout)
     down = [progress.way.bytes_each(device) + beside for device in asked]
     share = min(1.0, len(got.devices) / config.devices)
-    combined = Combined(gathering.value(), task.factor, {task.steps: 1.0}, share)
+    combined = Combined(gathering.value(), task.factor, got.steps, share)
     progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.round = number
     progress.examples += got.examples

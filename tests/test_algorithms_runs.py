@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgewise import records, wire
@@ -22,7 +23,7 @@ from edgewise.memories import Memories
 from edgewise.models.norms import NORMS
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
-from edgewise.rounds import run
+from edgewise.rounds import run, total_rounds
 
 ADDED = [name for name in ALGORITHMS if name not in ("sync-sgd", "fedavg")]
 MIXED = ["fedlmd+fedcm+fedadam", "scaffold+fednova+fedrs", "sam+centralise+clip:0.5+fedacg+fedntd"]
@@ -132,6 +133,13 @@ def test_the_server_s_rate_is_the_part_s_unless_it_is_given() -> None:
             ({"algorithm": name, "objective": "squared-error"}, f"^algorithm: {name} is for classification")
             for name in ("fedlc", "fedrs", "fedntd", "fedlmd")
         ),
+        ({"algorithm": "sync-sgd", "local_epochs": 1}, "^local_epochs: sync-sgd has none"),
+        ({"algorithm": "fedavg", "local_epochs": 1, "sync_every": 3}, "^sync_every, local_epochs: give one"),
+        ({"algorithm": "fedavg", "local_epochs": 1, "engine": "fleet"}, "^local_epochs: a fleet's devices"),
+        *(
+            ({"algorithm": name, "local_epochs": 1}, f"^local_epochs: {name} takes .*; add fednova")
+            for name in ("scaffold", "fedcm")
+        ),
         *(
             ({"algorithm": name, "codec": "dgc:0.01"}, "^codec: dgc sends no updates but their momentum")
             for name in ("scaffold", "feddyn", "fedcm", "fedacg")
@@ -170,6 +178,39 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     list(run(told, tmp_path / "parts", dataset=specks, resume=True))
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     assert len(rows) == 5 and rows[-1]["train_loss"] == records.rows(tmp_path / "parts")[-1]["train_loss"]
+
+
+UNEQUAL = {"partition": "quantity:2", "batch": 2, "local_epochs": 1.5, "epochs": 7}
+UNEQUAL |= {"sync_every": None, "steps": None}
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fednova", "feddyn", "scaffold+fednova"])
+def test_local_epochs_are_steps_that_differ(specks: Dataset, tmp_path: Path, algorithm: str) -> None:
+    """Each device as many as its examples come to; 9 on average and 42 in all are four rounds and a bit."""
+    told = config(algorithm, **UNEQUAL)
+    rows = list(run(told, tmp_path / "whole", dataset=specks))
+    held = [
+        int(line.split(",")[1]) for line in (tmp_path / "whole" / records.PARTITION).read_text().split()[1:]
+    ]
+    steps = [max(1, round(1.5 * count / 2)) for count in held]
+    assert sum(held) == 48 and len(set(steps)) > 2
+    assert [row.examples_seen for row in rows[:4]] == [2 * sum(steps) * number for number in (1, 2, 3, 4)]
+    assert [row.step for row in rows] == [9, 18, 27, 36, 42] and total_rounds(tmp_path / "whole") == 5
+    assert rows[4].examples_seen - rows[3].examples_seen < 2 * sum(steps)  # half a round is left
+    with closing(run(told, tmp_path / "parts", dataset=specks)) as play:
+        next(play), next(play)
+    list(run(told, tmp_path / "parts", dataset=specks, resume=True))
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert "sync_every" not in (tmp_path / "whole" / records.CONFIG).read_text()
+
+
+def test_unequal_steps_tell_fednova_from_fedavg(specks: Dataset, tmp_path: Path) -> None:
+    ends = {}
+    for name in ("fedavg", "fednova"):
+        list(run(config(name, **UNEQUAL), tmp_path / name, dataset=specks))
+        tensors = load_file(tmp_path / name / records.MODEL)
+        ends[name] = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    assert (ends["fedavg"] - ends["fednova"]).abs().max() > 1e-3
 
 
 def test_every_algorithm_ends_elsewhere(specks: Dataset, tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ class Algorithm(Protocol):
         """Whether devices are sent a vector beside the state."""
         ...
 
+    def local_steps(self, asked: int, examples: int, batch: int) -> int:
+        """Steps that a device with so many examples takes where `asked` are asked of it on average."""
+        ...
+
     def start(self, state: State) -> Server: ...
 
     def offer(self, server: Server) -> State:

@@ -8,7 +8,8 @@ https://arxiv.org/abs/1909.06335
         each device:  w_d = w after K steps of SGD on its own data; send u_d = w_d - w
         server:       m <- server_momentum * m + mean(u_d);  w <- w + server_lr * m
 
-The mean weighs a device by the examples it trained on this round. The device's momentum starts at zero
+The mean weighs a device by the examples it trained on this round. Devices take K steps each, or as many as
+make `local_epochs` passes over what they hold, which is K on average. The device's momentum starts at zero
 every round (it would push with directions of a model that the server has replaced since), or goes on from
 where it was with `keep_momentum`.
 
@@ -57,6 +58,7 @@ class FedAvg:
     server_lr: float = CHOSEN
     server_momentum: float = 0.0
     keep_momentum: bool = False
+    local_epochs: float = 0.0  # passes of each device over its own data, in place of sync_every; 0: not so
     parts: tuple[Part, ...] = ()
     sends_gradients: ClassVar[bool] = False
 
@@ -67,12 +69,18 @@ class FedAvg:
             rates = [getattr(part, "rate", 1.0) for part in self.parts if SERVER in part.places]
             object.__setattr__(self, "server_lr", rates[0] if rates else 1.0)
         _check_places(self.parts)
+        _check_epochs(self)
         for part in self.parts:
             _check_settings(self, part)
 
     @property
     def guided(self) -> bool:
         return any(isinstance(part, Guides) for part in self.parts)
+
+    def local_steps(self, asked: int, examples: int, batch: int) -> int:
+        if not self.local_epochs:
+            return asked
+        return max(1, round(self.local_epochs * examples / batch * asked / self.sync_every))
 
     def start(self, state: State) -> Server:
         vectors = {MOMENTUM: state.params.new_zeros(state.params.shape)} if self.server_momentum else {}
@@ -148,6 +156,18 @@ def _check_places(parts: tuple[Part, ...]) -> None:
         if len(names) > 1 and (place != GRADIENT or len(set(names)) < len(names)):
             what = f"{names[0]} twice" if len(set(names)) == 1 else f"{names[0]} and {names[1]} together"
             raise EdgewiseError(f"algorithm: {what} make no sense: both are for its {place}; give one")
+
+
+def _check_epochs(algorithm: FedAvg) -> None:
+    """EdgewiseError where a part needs to know the steps behind the mean update and these differ."""
+    normalised = any(isinstance(part, Sends) for part in algorithm.parts)
+    reading = [part for part in algorithm.parts if part.rests and isinstance(part, Turns)]
+    if algorithm.local_epochs and reading and not normalised:
+        name = type(reading[0]).__name__.lower()
+        raise EdgewiseError(
+            f"local_epochs: {name} takes gradients from the mean update, for which all devices take as many "
+            "steps; add fednova, or give sync_every"
+        )
 
 
 def _check_settings(algorithm: FedAvg, part: Part) -> None:
