@@ -85,7 +85,7 @@ class Config:
         self.aggregate.check(self.cohort_size)
         self._check_codecs()
         self._check_loss()
-        if self.engine == "fleet" and getattr(self.algorithm, "local_epochs", 0):
+        if self.engine == "fleet" and getattr(self.algorithm, "local_epochs", 0.0) > 0:
             raise EdgewiseError(
                 "local_epochs: a fleet's devices take as many steps each; give sync_every, or engine inline"
             )

@@ -128,7 +128,7 @@ class FedAvg:
         return Learned(update, float(losses.mean()), cast(Memory, memory))
 
     def _plugs(self, outset: Outset, objective: Objective) -> local.Plugs:
-        gradient = local.gradient
+        gradient: local.Gradient = local.gradient
         for part in self.parts:
             if isinstance(part, Loss):
                 objective = part.objective(outset)
