@@ -10,6 +10,7 @@ from edgewise.algorithms.base import Server
 from edgewise.assemble import Parts
 from edgewise.broadcast import Broadcast, broadcast
 from edgewise.config import Config
+from edgewise.device import Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.memories import Note
@@ -41,6 +42,14 @@ class Progress:
     def done(self, parts: Parts) -> int:
         """Steps that each device has taken, or been asked for, up to here."""
         return min(self.round * parts.config.algorithm.sync_every, parts.steps)
+
+    def task(self, parts: Parts) -> Task:
+        """What the devices of the next round are asked; the way down begins it."""
+        algorithm, done, number = parts.terms.algorithm, self.done(parts), self.round + 1
+        steps = min(algorithm.sync_every, parts.steps - done)
+        factor = parts.schedule.factor(done / parts.steps, self.note or {})
+        state = self.way.announce(number, algorithm.offer(self.server))
+        return Task(number, steps, factor, state, self.way, algorithm.guide(self.server))
 
     def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
         state = self.server.state

@@ -197,7 +197,7 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     began = time.monotonic()
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
-    task = _task(parts, progress, number)
+    task = progress.task(parts)
     gathering, got = config.aggregate.start(task.state, folder), _Got()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
@@ -234,15 +234,6 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     result = _evaluation(parts, progress, engine, task)
     progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
     return replace(row, **_measured(result))
-
-
-def _task(parts: Parts, progress: Progress, number: int) -> Task:
-    """What the devices of the next round are asked."""
-    algorithm, done = parts.terms.algorithm, progress.done(parts)
-    steps = min(algorithm.sync_every, parts.steps - done)
-    factor = parts.schedule.factor(done / parts.steps, progress.note or {})
-    state = progress.way.announce(number, algorithm.offer(progress.server))
-    return Task(number, steps, factor, state, progress.way, algorithm.guide(progress.server))
 
 
 def ranking(config: Config, round: int) -> Sequence[int]:
