@@ -17,7 +17,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgewise.algorithms import FedAvg, SyncSGD
+    from edgewise.algorithms import (
+        SAM,
+        Centralise,
+        Clip,
+        FedACG,
+        FedAdam,
+        FedAvg,
+        FedCM,
+        FedDyn,
+        FedLC,
+        FedLMD,
+        FedNova,
+        FedNTD,
+        FedProx,
+        FedRS,
+        FedYogi,
+        Scaffold,
+        SyncSGD,
+    )
     from edgewise.config import Config
     from edgewise.conversion import Conversion, convert, fold, recalibrate
     from edgewise.data import Dataset, collect
@@ -34,7 +52,25 @@ if TYPE_CHECKING:
     from edgewise.trained import Trained
 
 _HOMES = {
-    "edgewise.algorithms": ("FedAvg", "SyncSGD"),
+    "edgewise.algorithms": (
+        "SAM",
+        "Centralise",
+        "Clip",
+        "FedACG",
+        "FedAdam",
+        "FedAvg",
+        "FedCM",
+        "FedDyn",
+        "FedLC",
+        "FedLMD",
+        "FedNTD",
+        "FedNova",
+        "FedProx",
+        "FedRS",
+        "FedYogi",
+        "Scaffold",
+        "SyncSGD",
+    ),
     "edgewise.config": ("Config",),
     "edgewise.conversion": ("Conversion", "convert", "fold", "recalibrate"),
     "edgewise.data": ("Dataset", "collect"),
@@ -61,11 +97,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "SAM",
     "SGD",
     "Batch",
     "BatchRenorm",
     "BatchSync",
     "BinaryCrossEntropy",
+    "Centralise",
+    "Clip",
     "Config",
     "Constant",
     "Conversion",
@@ -76,7 +115,18 @@ __all__ = [
     "EdgewiseError",
     "EdgewiseWarning",
     "Export",
+    "FedACG",
+    "FedAdam",
     "FedAvg",
+    "FedCM",
+    "FedDyn",
+    "FedLC",
+    "FedLMD",
+    "FedNTD",
+    "FedNova",
+    "FedProx",
+    "FedRS",
+    "FedYogi",
     "Group",
     "GroupWS",
     "Iid",
@@ -89,6 +139,7 @@ __all__ = [
     "Quantity",
     "Releases",
     "Round",
+    "Scaffold",
     "SquaredError",
     "SyncSGD",
     "Trained",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,7 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     _report_wrapping(held.sum(1), config.batch)
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=EPOCHS)
+    config = paced(config, int(held.sum()))
     steps = local_steps(config, int(held.sum()))
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
@@ -176,6 +177,16 @@ def local_steps(config: Config, examples: int) -> int:
     if steps < 1:
         raise EdgewiseError(f"epochs: {config.epochs:g} epochs of {examples} examples are less than one step")
     return steps
+
+
+def paced(config: Config, examples: int) -> Config:
+    """With the steps a round that local epochs come to on average; `examples`: of all devices together."""
+    algorithm: Any = config.algorithm
+    epochs = getattr(algorithm, "local_epochs", 0)
+    if not epochs:
+        return config
+    every = max(1, round(epochs * examples / (config.devices * config.batch)))
+    return replace(config, algorithm=replace(algorithm, sync_every=every))
 
 
 def make_schedule(config: Config, steps: int, examples: int) -> Schedule:

@@ -8,6 +8,9 @@ something: the devices hold one reference state, the same on all of them, and
 What a payload loses is still in the next difference, so this is error feedback without a residual. Devices
 train from the reference; the coordinator's own state stays exact. A device that missed rounds gets the
 differences it missed, and one that missed so many that they would be longer (or all of them) the reference.
+
+Some algorithms send a vector beside the state (`guide`): in a frame of its own, with nothing lost, to every
+device every round.
 """
 
 from __future__ import annotations
@@ -226,6 +229,27 @@ def frames(
             )
         )
     return found
+
+
+def guide_payload(guide: Tensor, codec: Codec, layout: Layout) -> bytes:
+    """What stands for a guide (P,), where `codec` codes the way down."""
+    return full(codec).encode(guide, layout, {}, Sending())[0]
+
+
+def guide_bytes(guide: Tensor | None, codec: Codec, layout: Layout) -> int:
+    """The length of a guide's frame; 0 where there is none."""
+    if guide is None:
+        return 0
+    coder = full(codec)
+    payload = coder.bound(layout, guide.dtype) if coder.fixed else len(guide_payload(guide, codec, layout))
+    return wire.length(payload, 0)
+
+
+def guide_expected(codec: Codec, layout: Layout, dtype: torch.dtype) -> wire.Expected:
+    """What a device may be sent as a guide."""
+    coder, mark = full(codec), marks(codec)[wire.Kind.STATE]
+    bound = coder.bound(layout, dtype)
+    return wire.Expected(wire.Kind.GUIDE, wire.layout_mark(layout.digest), mark, bound, 0, coder.fixed)
 
 
 def full(codec: Codec) -> Codec:

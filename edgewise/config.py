@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise import codecs, specs
+from edgewise import algorithms, codecs, specs
 from edgewise.aggregators import AGGREGATORS, Aggregator, WeightedMean
-from edgewise.algorithms import ALGORITHMS, Algorithm, FedAvg, SyncSGD
+from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
 from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
@@ -28,7 +29,7 @@ from edgewise.schedules import SCHEDULES, Constant, Schedule
 from edgewise.settings import KINDS, NAMES, SETTINGS
 
 VERSION = 1  # of config.toml; another version is refused
-DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
+DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
@@ -83,6 +84,11 @@ class Config:
             raise EdgewiseError("warmup_lr: a warm-up needs a peak to end at; lr * lr_scale is 0")
         self.aggregate.check(self.cohort_size)
         self._check_codecs()
+        self._check_loss()
+        if self.engine == "fleet" and getattr(self.algorithm, "local_epochs", 0.0) > 0:
+            raise EdgewiseError(
+                "local_epochs: a fleet's devices take as many steps each; give sync_every, or engine inline"
+            )
 
     def _check_codecs(self) -> None:
         if isinstance(codecs.inner(self.codec_down), codecs.DGC):
@@ -101,12 +107,25 @@ class Config:
         if isinstance(own, codecs.DGC):
             self._check_dgc(own)
 
+    def _check_loss(self) -> None:
+        names = algorithms.losses(self.algorithm)
+        if names and not isinstance(self.objective, CrossEntropy):
+            raise EdgewiseError(
+                f"algorithm: {names[0]} is for classification; it takes the objective cross-entropy, "
+                f"not {specs.text(OBJECTIVES, self.objective)}"
+            )
+
     def _check_dgc(self, dgc: codecs.DGC) -> None:
         if self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
             raise EdgewiseError(
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
             )
         _, moved = self.algorithm.without_momentum()
+        if algorithms.reads_updates(self.algorithm):
+            raise EdgewiseError(
+                f"codec: dgc sends no updates but their momentum, and {algorithms.text(self.algorithm)} "
+                "takes devices' gradients from updates; take another codec, such as topk"
+            )
         if dgc.momentum and moved and dgc.momentum != moved:
             raise EdgewiseError(
                 f"codec: dgc takes over the server's momentum ({moved:g}), "
@@ -135,7 +154,7 @@ class Config:
             name: specs.parse(table, values[name], name) for name, table in TABLES.items()
         }
         sgd = _extend(SGD(**{name: values[name] for name in SGD_SETTINGS}), "sgd", extras)
-        parts["algorithm"] = _extend(_algorithm(values, sgd), "algorithm", extras)
+        parts["algorithm"] = _algorithm(values, sgd, extras)
         for name in TABLES:
             parts[name] = _extend(parts[name], name, extras)
         parts |= {name: _codec(values[name], name, extras) for name in CODED}
@@ -145,6 +164,7 @@ class Config:
                 for p, part in {"sgd": sgd, **parts}.items()
                 for f in _slots(codecs.inner(part))
             ]
+            legal += [f"algorithm.{f.name}" for p in _added(parts["algorithm"]) for f in _slots(p)]
             raise EdgewiseError(f"set: {min(extras)!r} is unknown; one of: {', '.join(sorted(legal))}")
         augment = None if values["augment"] == "auto" else Augment.parse(values["augment"])
         names = {f.name for f in fields(cls)}
@@ -159,11 +179,14 @@ class Config:
         values["codec"] = codecs.text(self.codec)
         values["codec_down"] = codecs.text(self.codec_down, feedback=False)
         values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
-        values["algorithm"] = specs.name_of(ALGORITHMS, algorithm)
+        values["algorithm"] = algorithms.text(algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
+        values["local_epochs"] = values["local_epochs"] or None
+        if values["local_epochs"]:
+            values["sync_every"] = None  # which follows from it and from the data
         values["augment"] = "auto" if self.augment is None else self.augment.text
         extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(
-            algorithm, "algorithm", ("sgd", *DERIVED)
+            algorithm, "algorithm", ("sgd", "parts", *DERIVED)
         )
         return {s.name: values[s.name] for s in SETTINGS} | ({"set": extras} if extras else {})
 
@@ -230,18 +253,27 @@ def _codec(text: str, name: str, extras: dict[str, Any]) -> Codec:
     return codecs.exchange(codec, _extend(codecs.inner(codec), name, extras))
 
 
-def _algorithm(values: Mapping[str, Any], sgd: SGD) -> Any:
-    name = values["algorithm"]
-    if name not in ALGORITHMS:
-        raise EdgewiseError(f"algorithm: {name!r} is unknown; one of: {', '.join(ALGORITHMS)}")
-    kind = ALGORITHMS[name]
-    own = {f.name for f in fields(kind)}
+def _algorithm(values: Mapping[str, Any], sgd: SGD, extras: dict[str, Any]) -> Algorithm:
+    """The algorithm that settings name, with the `algorithm.field` extras of its own and of its parts set."""
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
-    for key in given:
-        if key not in own:
-            having = [n for n, member in ALGORITHMS.items() if key in {f.name for f in fields(member)}]
-            raise EdgewiseError(f"{key}: {name} has none; it belongs to: {', '.join(having)}")
-    return kind(sgd=sgd, **given)
+    if len({"sync_every", "local_epochs"} & given.keys()) == 2:
+        raise EdgewiseError("sync_every, local_epochs: give one of them, not both")
+    algorithm = algorithms.parse(values["algorithm"], sgd, **given)
+    owners = Counter(slot.name for part in _added(algorithm) for slot in _slots(part))
+    for name, count in owners.items():
+        if count > 1 and f"algorithm.{name}" in extras:
+            raise EdgewiseError(
+                f"set: algorithm.{name} is in {count} parts of {values['algorithm']}; "
+                "write the numbers behind their names, as in fedrs:0.5+feddyn:0.1"
+            )
+    for part in _added(algorithm):
+        algorithm = algorithms.with_part(algorithm, part, _extend(part, "algorithm", extras))
+    return _extend(algorithm, "algorithm", extras)
+
+
+def _added(algorithm: Algorithm) -> tuple[Any, ...]:
+    """The parts of an algorithm, if it has any."""
+    return algorithm.parts if isinstance(algorithm, FedAvg) else ()
 
 
 def _extend(part: Any, prefix: str, extras: dict[str, Any]) -> Any:

@@ -2,21 +2,23 @@
 
     task -> load the state -> batches -> algorithm.learn -> codec.encode -> reply -> frame
 
-A device owns its memory (its place in its data, its codec's residual). `answer` returns the next memory
-beside the reply; whoever runs the device commits it once the coordinator has taken the reply.
+A device owns its memory (its place in its data, its codec's residual, its algorithm's control variate).
+`answer` returns the next memory beside the reply; whoever runs the device commits it once the coordinator has
+taken the reply.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edgewise import randomness, wire
-from edgewise.algorithms.base import Algorithm
+from edgewise.algorithms.base import Algorithm, Own
+from edgewise.algorithms.base import Memory as AlgorithmMemory
 from edgewise.broadcast import Broadcast
 from edgewise.codecs import Codec, NotFinite, Payload, Raw, Sending
 from edgewise.codecs import Memory as CodecMemory
@@ -26,6 +28,7 @@ from edgewise.local import Batch
 from edgewise.objectives import Objective
 from edgewise.vector import FlatModel, Layout, State
 
+ALGORITHM = "algorithm/"  # before the names of an algorithm's vectors, in files
 DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
 
 
@@ -38,6 +41,7 @@ class Task:
     factor: float  # of the peak learning rate
     state: State  # what devices hold once the way down has brought it to them
     way: Broadcast | None = None  # down to devices that are not in this process
+    guide: Tensor | None = None  # (P,), what the algorithm sends beside the state
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,26 @@ class Memory:
 
     step: int = 0
     codec: CodecMemory = field(default_factory=dict)
+    algorithm: AlgorithmMemory = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.codec.values())
+        return sum(tensor.nbytes for part in (self.codec, self.algorithm) for tensor in part.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All vectors by name, for a file."""
+        own = {f"{ALGORITHM}{name}": tensor for name, tensor in self.algorithm.items()}
+        return {name: tensor.contiguous() for name, tensor in {**self.codec, **own}.items()}
+
+    @classmethod
+    def of(cls, step: int, tensors: Mapping[str, Tensor]) -> Memory:
+        """The memory in a file, copied: a file's bytes are not aligned as those of a fresh tensor, and low
+
+        bits may depend on it.
+        """
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        own = {n.removeprefix(ALGORITHM): t for n, t in copied.items() if n.startswith(ALGORITHM)}
+        return cls(step, {n: t for n, t in copied.items() if not n.startswith(ALGORITHM)}, own)
 
 
 @dataclass(frozen=True)
@@ -130,9 +150,11 @@ class Device:
     def answer(self, task: Task, model: FlatModel, work: Work, memory: Memory) -> tuple[Reply, Memory]:
         """One round on this device, in `model` (whose state is overwritten)."""
         model.write(task.state)
-        update, loss = work.algorithm.learn(
-            model, self.batches(work.feed, memory.step, task.steps), task.factor, work.objective
-        )
+        size = work.feed.size
+        steps = work.algorithm.local_steps(task.steps, len(self.indices), size)
+        batches = self.batches(work.feed, memory.step, steps)
+        own = Own(memory.algorithm, self.counts(work.feed), task.guide)
+        update, loss, kept = work.algorithm.learn(model, batches, task.factor, work.objective, own)
         if not math.isfinite(loss):
             raise EdgewiseError(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
         key = randomness.key(work.feed.seed, "codec", self.id, task.round)
@@ -142,9 +164,16 @@ class Device:
             payload, codec = work.codec.encode(update, model.layout, memory.codec, sending)
         except NotFinite as error:
             raise EdgewiseError(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
-        examples = task.steps * work.feed.size
+        examples = steps * size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
-        return reply, Memory(memory.step + task.steps, codec)
+        kept = {name: tensor.cpu() for name, tensor in kept.items()}
+        return reply, Memory(memory.step + steps, codec, kept)
+
+    def counts(self, feed: Feed) -> Tensor | None:
+        """The device's examples of each class, up to the last that it has; None where there are targets."""
+        if feed.split.targets is not None:
+            return None
+        return torch.bincount(feed.split.labels[self.indices])
 
     def batches(self, feed: Feed, start: int, steps: int) -> Iterator[Batch]:
         """The batches of the device's steps start .. start + steps - 1."""

@@ -1,8 +1,9 @@
 """What simulated devices remember, and how it outlives the run's process.
 
-A device's memory (its place in its data, what its codec still owes) is made when the device is first asked
-and changes only when the coordinator has taken its reply. Residuals are one vector a device, 45 MB each for
-ResNet18: beyond a budget the oldest lie in files and are read back when their device is asked.
+A device's memory (its place in its data, what its codec still owes, what its algorithm keeps) is made when
+the device is first asked and changes only when the coordinator has taken its reply. Residuals and control
+variates are one vector a device, 45 MB each for ResNet18: beyond a budget the oldest lie in files and are
+read back when their device is asked.
 
 A version of a memory is its device and its place in the data, which every commit moves on, and its file is
 named by both. So no file is written over while anything needs it: neither one that the last checkpoint
@@ -25,7 +26,7 @@ from edgewise.records import Checkpoint
 Note = dict[str, Any]
 Version = tuple[int, int]  # a device, and its place in its data in steps
 
-BUDGET = 4 * 2**30  # bytes of codec memory kept in RAM
+BUDGET = 4 * 2**30  # bytes of devices' vectors kept in RAM
 OURS = re.compile(r"\d+-\d+\.safetensors|\.\d+-\d+\.safetensors\.part")  # files, whole or being written
 
 
@@ -42,7 +43,7 @@ class Memories:
         self.places = {int(device): step for device, step in note["steps"].items()}  # of all ever asked
         self.pending: dict[int, int] = {}  # the places that devices propose
         self.kept: dict[Version, Memory] = {}  # committed and proposed, the oldest first
-        self.size = 0  # bytes of the codec memory in `kept`
+        self.size = 0  # bytes of the vectors in `kept`
         self.named = {(device, self.places[device]) for device in note["filed"]}  # by the last note
         self.filed = set(self.named)  # versions that lie in a file
         for path in map(self._file, sorted(self.named)):
@@ -62,7 +63,7 @@ class Memories:
             raise ValueError(f"device {device} proposes step {memory.step}, where it has been already")
         self._withdraw(device)
         self.pending[device] = memory.step
-        if memory.codec:
+        if memory.codec or memory.algorithm:
             self.kept[device, memory.step] = memory
             self.size += memory.nbytes
         while self.folder and self.size > self.budget:
@@ -120,8 +121,7 @@ class Memories:
                 path.parent.mkdir(exist_ok=True)
             except OSError as error:
                 raise EdgewiseError(f"{path.parent}: cannot be written ({error.strerror})") from None
-            tensors = {name: tensor.contiguous() for name, tensor in self.kept[version].codec.items()}
-            Checkpoint(tensors, {"version": version}).save(path)
+            Checkpoint(self.kept[version].tensors(), {"version": version}).save(path)
             self.filed.add(version)
 
     def _read(self, version: Version) -> Memory:
@@ -129,8 +129,7 @@ class Memories:
         found = Checkpoint.load(path)
         if found.note != {"version": list(version)}:
             raise EdgewiseError(f"{path}: not this device's memory but that of {found.note}")
-        # Copied: a file's bytes are not aligned as those of a fresh tensor, and low bits may depend on it.
-        return Memory(version[1], {name: tensor.clone() for name, tensor in found.tensors.items()})
+        return Memory.of(version[1], found.tensors)
 
     def _file(self, version: Version) -> Path:
         assert self.folder is not None

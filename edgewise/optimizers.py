@@ -48,6 +48,30 @@ class SGD:
         for stretch, rate in self.rates(layout):
             params[stretch].add_(direction[stretch], alpha=-rate * factor)
 
+    def reach(self, steps: int) -> float:
+        """How many gradients' worth of way `steps` steps go from rest: the sum of the coefficients with which
+
+        the gradients enter. `steps` without momentum; with it a gradient of step k acts in all later ones.
+        FedNova's |a|_1 (https://arxiv.org/abs/2007.07481, section 3).
+        """
+        kept = self.momentum
+        carried, total = 0.0, 0.0
+        for _ in range(steps):
+            carried = kept * carried + 1
+            total += 1 + kept * carried if self.nesterov and kept else carried
+        return total
+
+    def gradient_behind(self, update: Tensor, reach: float, layout: Layout) -> Tensor:
+        """The mean gradient (P,), weight decay in it, of which an update (P,) is the way.
+
+        `reach`: of its steps, times the schedule's factor. Zero where nothing can move.
+        """
+        gradient = torch.zeros_like(update)
+        for stretch, rate in self.rates(layout):
+            if rate * reach:
+                torch.div(update[stretch], -rate * reach, out=gradient[stretch])
+        return gradient
+
     def rates(self, layout: Layout) -> list[tuple[slice, float]]:
         """Learning rate by stretch of the vector; neighbours at the same rate are one stretch."""
         shares = {"scalar": self.scalar_share, "frozen": 0.0}

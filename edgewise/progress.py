@@ -10,6 +10,7 @@ from edgewise.algorithms.base import Server
 from edgewise.assemble import Parts
 from edgewise.broadcast import Broadcast, broadcast
 from edgewise.config import Config
+from edgewise.device import Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.memories import Note
@@ -17,7 +18,8 @@ from edgewise.reconcile import agree
 from edgewise.records import Checkpoint
 from edgewise.vector import State
 
-TENSORS = ("params", "buffers", "momentum")  # of a checkpoint
+TENSORS = ("params", "buffers")  # of a checkpoint
+SERVER = "server/"  # and the algorithm's vectors
 BROADCAST = "broadcast/"  # and the tensors of the way down
 
 
@@ -37,9 +39,22 @@ class Progress:
         server = parts.terms.algorithm.start(parts.model.read())
         return cls(server, broadcast(config.codec_down, parts.model.layout, config.seed))
 
+    def done(self, parts: Parts) -> int:
+        """Steps that each device has taken, or been asked for, up to here."""
+        return min(self.round * parts.config.algorithm.sync_every, parts.steps)
+
+    def task(self, parts: Parts) -> Task:
+        """What the devices of the next round are asked; the way down begins it."""
+        algorithm, done, number = parts.terms.algorithm, self.done(parts), self.round + 1
+        steps = min(algorithm.sync_every, parts.steps - done)
+        factor = parts.schedule.factor(done / parts.steps, self.note or {})
+        state = self.way.announce(number, algorithm.offer(self.server))
+        return Task(number, steps, factor, state, self.way, algorithm.guide(self.server))
+
     def checkpoint(self, parts: Parts, engine: Engine) -> Checkpoint:
         state = self.server.state
-        tensors = dict(zip(TENSORS, (state.params, state.buffers, self.server.momentum), strict=True))
+        tensors = dict(zip(TENSORS, (state.params, state.buffers), strict=True))
+        tensors |= {f"{SERVER}{name}": vector for name, vector in self.server.vectors.items()}
         sent, way = self.way.save()
         tensors |= {f"{BROADCAST}{name}": tensor for name, tensor in sent.items()}
         note = {
@@ -59,7 +74,9 @@ class Progress:
         model, note = parts.model, checkpoint.note
         try:
             tensors = {name: tensor.to(model.params.device) for name, tensor in checkpoint.tensors.items()}
-            params, buffers, momentum = (tensors[name] for name in TENSORS)
+            params, buffers = (tensors[name] for name in TENSORS)
+            server = parts.terms.algorithm.start(State(params, buffers))
+            vectors = {name: tensors[f"{SERVER}{name}"] for name in server.vectors}
             round, schedule, layout = note["round"], note["schedule"], note["layout"]
             examples = note["examples"]
             # config.toml may have been edited since.
@@ -72,6 +89,6 @@ class Progress:
         progress = cls.start(parts)
         sent = {n.removeprefix(BROADCAST): t for n, t in tensors.items() if n.startswith(BROADCAST)}
         progress.way.restore(sent, way)
-        progress.server = Server(State(params, buffers), momentum)
+        progress.server = Server(server.state, vectors)
         progress.round, progress.examples, progress.note = round, examples, schedule
         return progress, memories

@@ -20,7 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgewise import randomness, records
-from edgewise.assemble import Parts, assemble, local_steps
+from edgewise.algorithms import Combined
+from edgewise.assemble import Parts, assemble, local_steps, paced
+from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.device import DIVERGED, Reply, Task
@@ -44,8 +46,11 @@ class _Got:
     losses: list[float] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     examples: int = 0
+    steps: dict[int, float] = field(default_factory=dict)  # examples of devices that took so many
 
-    def note(self, reply: Reply) -> None:
+    def note(self, reply: Reply, batch: int) -> None:
+        steps = reply.examples // (batch * len(reply.devices))
+        self.steps[steps] = self.steps.get(steps, 0.0) + reply.examples
         self.devices += reply.devices
         self.losses += reply.losses
         self.bytes += [reply.bytes_each] * len(reply.devices)
@@ -145,7 +150,8 @@ def total_rounds(folder: Path) -> int:
     config = Config.of(read_toml(folder / records.CONFIG))
     with (folder / records.PARTITION).open(newline="") as file:
         examples = sum(int(row["examples"]) for row in csv.DictReader(file))
-    return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
+    every = paced(config, examples).algorithm.sync_every
+    return math.ceil(local_steps(config, examples) / every)
 
 
 def _prepared_again(prepare: Callable[[Config], Parts], config: Config, folder: Path) -> Parts:
@@ -189,22 +195,20 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     """One round: changes `progress` and the engine's memories. `folder`: where updates may lie meanwhile."""
     config, number = parts.config, progress.round + 1
     began = time.monotonic()
-    every = config.algorithm.sync_every
-    done = progress.round * every
-    steps = min(every, parts.steps - done)
-    factor = parts.schedule.factor(done / parts.steps, progress.note or {})
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
-    state = progress.way.announce(number, progress.server.state)
-    task = Task(number, steps, factor, state, progress.way)
+    task = progress.task(parts)
     gathering, got = config.aggregate.start(task.state, folder), _Got()
     for reply in engine.ask(task, asked):
         _check_losses(number, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
         gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
-        got.note(reply)
-    down = [progress.way.bytes_each(device) for device in asked]
-    progress.server = parts.terms.algorithm.step(progress.server, gathering.value(), factor, layout)
+        got.note(reply, config.batch)
+    beside = guide_bytes(task.guide, config.codec_down, layout)
+    down = [progress.way.bytes_each(device) + beside for device in asked]
+    share = min(1.0, len(got.devices) / config.devices)
+    combined = Combined(gathering.value(), task.factor, got.steps, share)
+    progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.round = number
     progress.examples += got.examples
     progress.way.deliver(asked)
@@ -213,9 +217,9 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     sgd = config.algorithm.sgd
     row = Round(
         round=number,
-        step=done + steps,
+        step=progress.done(parts),
         examples_seen=progress.examples,
-        lr=sgd.lr * sgd.lr_scale * factor,
+        lr=sgd.lr * sgd.lr_scale * task.factor,
         train_loss=sum(got.losses) / len(got.losses),
         bytes_up=sum(got.bytes),
         bytes_down=sum(down),

@@ -56,6 +56,11 @@ CODECS = (
 )
 RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1 or clip-median"
 
+ADDED = (
+    "fedavgm, fedprox:0.01, scaffold, feddyn:0.1, fednova, fedadam, fedyogi, fedcm:0.1, fedacg:0.85, "
+    "fedlc:1, fedrs:0.5, fedntd:1, fedlmd:1, sam:0.05, centralise, clip:10"
+)
+
 NORMS = "batch, batch-sync, batch-renorm, group[:8], layer, instance, group-ws"
 
 ZOO = "timm:, torchvision:, transformers:NAME"
@@ -78,12 +83,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
     ),
-    Setting("algorithm", str, "sync-sgd", "sync-sgd or fedavg"),
-    Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; fedavg: 10)", low=1),
+    Setting("algorithm", str, "sync-sgd", f"sync-sgd, fedavg, or what is added to it, with +: {ADDED}"),
+    Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; others: 10)", low=1),
+    Setting(
+        "local_epochs", float, None, "passes of each device over its data a round: steps that differ", low=0
+    ),
     Setting("batch", int, 32, "examples a device takes per step", low=1),
     Setting("lr", float, 0.1, "peak learning rate", low=0),
     Setting("lr_scale", float, 1.0, "multiplies lr, but not the rate of Fixup's scalars", low=0),
-    Setting("momentum", float, 0.9, "momentum: the server's for sync-sgd, local for fedavg", low=0),
+    Setting("momentum", float, 0.9, "momentum: the server's for sync-sgd, else local", low=0),
     Setting("nesterov", bool, False, "Nesterov's momentum"),
     Setting("weight_decay", float, 5e-4, "weight decay", low=0),
     Setting("schedule", str, "constant", "constant, plateau or cosine"),
@@ -95,8 +103,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("codec", str, "none", f"what devices send: {CODECS}"),
     Setting("codec_down", str, "none", "what they are sent: the difference to what they hold, as codec"),
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
-    Setting("server_lr", float, None, "fedavg: the server's learning rate (1)", low=0),
-    Setting("server_momentum", float, None, "fedavg: the server's momentum (0)", low=0),
+    Setting(
+        "server_lr",
+        float,
+        None,
+        "the server's learning rate (1; fedadam, fedyogi: 0.01)",
+        low=0,
+    ),
+    Setting("server_momentum", float, None, "the server's momentum (0; fedavgm: 0.9)", low=0),
     Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0

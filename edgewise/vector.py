@@ -7,8 +7,10 @@ which stretch of the vector is what; two machines compare its digest before they
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -123,6 +125,7 @@ class FlatModel:
 
     def __init__(self, module: nn.Module, layout: Layout, autocast: torch.dtype | None = None) -> None:
         self.module, self.layout, self.autocast = module, layout, autocast
+        self._teacher: FlatModel | None = None
         first = next(module.parameters())
         self.params = torch.zeros(layout.count, dtype=first.dtype, device=first.device)
         self.grads = torch.zeros_like(self.params)
@@ -155,6 +158,29 @@ class FlatModel:
         """Overwrite the state."""
         self.params.copy_(state.params)
         self.buffers.copy_(state.buffers)
+
+    def teacher(self) -> Callable[[Tensor], Tensor]:
+        """The model as it is now, for logits (N, classes) without a gradient, in evaluation mode.
+
+        Good until the next call: there is one copy, made at the first.
+        """
+        if self._teacher is None:
+            self._teacher = FlatModel(copy.deepcopy(self.module).eval(), self.layout, self.autocast)
+            self._teacher.drop_gradients()
+        twin = self._teacher
+        twin.write(State(self.params, self.buffers))
+
+        def answer(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return twin(x)
+
+        return answer
+
+    def drop_gradients(self) -> None:
+        """Give back the memory of the gradients, for a model that is not to be trained."""
+        self.grads = self.grads.new_zeros(0)
+        for parameter in self.module.parameters():
+            parameter.grad = None
 
     def check(self) -> None:
         """Raise if a tensor of the module no longer lies in the flat vectors."""

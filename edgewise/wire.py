@@ -6,7 +6,7 @@ All numbers of the header are little-endian:
 
     at  0  magic     4 bytes   "EDGW"
         4  version   u8        1
-        5  kind      u8        UPDATE, STATE or DIFFERENCE
+        5  kind      u8        UPDATE, STATE, DIFFERENCE or GUIDE
         6  reserved  2 bytes   zero
         8  layout    16 bytes  first half of the layout's digest (SHA-256)
        24  codec     8 bytes   first bytes of the SHA-256 of the codec's text form
@@ -56,6 +56,7 @@ class Kind(IntEnum):
     UPDATE = 1  # from a device to the coordinator
     STATE = 2  # from the coordinator: the full state, for a newcomer
     DIFFERENCE = 3  # from the coordinator: the state less the one that the whole cohort holds
+    GUIDE = 4  # from the coordinator: what the algorithm sends beside the state
 
 
 class Source(Protocol):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from edgewise.algorithms import ALGORITHMS
 from edgewise.data import Dataset
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import simulate  # noqa: E402 - a script, not a module of the package
+import algorithms  # noqa: E402 - scripts, not modules of the package
+import simulate  # noqa: E402
 
 CASES = {case.name: case for case in simulate.CASES}
 SAME = [case.name for case in simulate.CASES if not case.differs]
@@ -137,3 +139,13 @@ def test_the_data_is_cifar10_or_noise_of_its_shape(
     assert dataset.shape == ((1, 8, 8) if where else (3, 32, 32))
     assert len(dataset.train) == (60 if where else 50_000)
     assert len(dataset.test) <= 10
+
+
+def test_every_algorithm_has_its_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    """At a tiny size; on noise, and each device lacks classes, so that distillation has something to do."""
+    assert set(algorithms.NAMES) >= ALGORITHMS.keys() - {"sync-sgd"}
+    small = ["--width", "2", "--batch", "2", "--rounds", "1", "--steps", "1"]
+    assert algorithms.main([*small, "--cases", "scaffold", "fedlmd", "sam"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["scaffold", "fedlmd", "sam"]
+    assert "asked: 1.15" in lines[0] and "asked: 1.5" in lines[1] and "asked" not in lines[2]

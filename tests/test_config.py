@@ -21,7 +21,18 @@ from edgewise.aggregators import (
     TrimmedMean,
     WeightedMean,
 )
-from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD
+from edgewise.algorithms import (
+    ALGORITHMS,
+    SAM,
+    FedACG,
+    FedAvg,
+    FedDyn,
+    FedLMD,
+    FedProx,
+    Scaffold,
+    SyncSGD,
+    reads_updates,
+)
 from edgewise.codecs import (
     CODECS,
     DGC,
@@ -80,9 +91,14 @@ aggregators: st.SearchStrategy[Aggregator] = st.one_of(
     st.builds(Clip, above_zero),
 )
 optimizers = st.builds(SGD, above_zero, amounts, amounts, st.booleans(), above_zero, st.floats(0, 1))
+drifts = st.one_of(
+    st.just(Scaffold()), st.builds(FedProx, amounts), st.builds(FedDyn, above_zero), st.builds(FedACG)
+)
+added = st.tuples(st.builds(SAM, amounts), st.builds(FedLMD, amounts, above_zero), drifts)
 algorithms: st.SearchStrategy[Any] = st.one_of(
     st.builds(SyncSGD, optimizers),
-    st.builds(FedAvg, optimizers, counts, amounts, amounts),
+    st.builds(FedAvg, optimizers, counts, amounts, amounts, st.booleans()),
+    st.builds(FedAvg, optimizers, counts, parts=added),
 )
 shares = st.floats(1e-6, 1)
 widths = st.sampled_from([8, 16, 32])
@@ -114,6 +130,7 @@ def config_of(
     own, moved = inner(codec), algorithm.without_momentum()[1]
     nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
+    clash = clash or (isinstance(own, DGC) and reads_updates(algorithm))
     config = Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
     try:
         return replace(config, aggregate=aggregate)
@@ -401,9 +418,12 @@ def test_no_part_takes_a_number_that_is_not_finite(value: str) -> None:
         ({"cohort": 0.01}, "^cohort: 0.01 of 10 devices is not a cohort"),
         ({"cohort": 1.5}, "^cohort: 1.5 of 10 devices is not a cohort"),
         ({"sync_every": 10}, "^sync_every: sync-sgd synchronises every step, so 1 and not 10"),
-        ({"server_lr": 1.0}, "^server_lr: sync-sgd has none; it belongs to: fedavg$"),
+        ({"server_lr": 1.0}, "^server_lr: sync-sgd has none; it belongs to fedavg and what is added to it$"),
         ({"server_lr": 1.0, "server_momentum": 1.0}, "^server_lr: "),
-        ({"server_momentum": 0.0}, "^server_momentum: sync-sgd has none; it belongs to: fedavg$"),
+        (
+            {"server_momentum": 0.0},
+            "^server_momentum: sync-sgd has none; it belongs to fedavg and what is added to it$",
+        ),
         ({"lr": 0, "warmup_lr": 0.1}, "^warmup_lr: "),
         ({"lr_scale": 0, "warmup_lr": 0.1}, "^warmup_lr: "),
         ({"augment": "nonsense"}, "cannot read 'nonsense'; legal: none, or some of crop"),

@@ -151,7 +151,8 @@ FEDAVG = ("--algorithm", "fedavg", "--sync-every", 2)
 FLAGS: dict[str, tuple[object, ...]] = {
     "group": ("--norm", "group"),
     "batch": ("--norm", "batch", "--partition", "labels:3", "--augment", "crop:2"),
-    "fedavg": (*FEDAVG, "--norm", "batch"),
+    # Whose devices remember a vector, are sent one, and ask the round's first model about classes they lack.
+    "scaffold": (*FEDAVG, "--algorithm", "scaffold+fedlmd", "--norm", "batch", "--partition", "labels:3"),
     "cohort": (*FEDAVG, "--cohort", 0.5, "--server-momentum", 0.3),
     "plateau": (
         "--schedule",
@@ -242,7 +243,7 @@ edgewise.cli.main()
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("powersgd", 1000), ("median", 0.05)]
+    ("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("scaffold", 1000), ("median", 0.05)]
 )
 def test_a_run_killed_with_its_memories_in_files(
     alone: dict[str, Any], name: str, seconds: float, tmp_path: Path

@@ -114,7 +114,7 @@ FAULTS = {
     "version zero": (4, b"\0", "version 0, where version 1 is understood"),
     "a later version": (4, b"\2", "version 2, where version 1 is understood"),
     "kind zero": (5, b"\0", "kind is one of"),
-    "an unknown kind": (5, b"\4", "kind is one of"),
+    "an unknown kind": (5, b"\5", "kind is one of"),
     "another kind": (5, b"\2", "of kind STATE, where UPDATE was expected"),
     "the first reserved byte": (6, b"\1", "reserved"),
     "the second reserved byte": (7, b"\x80", "reserved"),

@@ -1,4 +1,4 @@
-"""Federated averaging.
+"""Federated averaging, and what its successors add to it.
 
 Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al. 2017,
 https://arxiv.org/abs/1602.05629; server momentum (FedAvgM) after Hsu et al. 2019,
@@ -8,36 +8,96 @@ https://arxiv.org/abs/1909.06335
         each device:  w_d = w after K steps of SGD on its own data; send u_d = w_d - w
         server:       m <- server_momentum * m + mean(u_d);  w <- w + server_lr * m
 
-The mean weighs a device by the examples it trained on this round. The device's momentum starts at zero
-every round.
+The mean weighs a device by the examples it trained on this round. Devices take K steps each, or as many as
+make `local_epochs` passes over what they hold, which is K on average. The device's momentum starts at zero
+every round (it would push with directions of a model that the server has replaced since), or goes on from
+where it was with `keep_momentum`.
+
+The parts are what other papers add (`places.py`): `FedAvg(parts=(FedLMD(), FedCM()))`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor
 
 from edgewise import local
-from edgewise.algorithms.base import Server
+from edgewise.algorithms.base import NOTHING, Combined, Learned, Memory, Own, Server
+from edgewise.algorithms.places import (
+    GRADIENT,
+    PLACES,
+    SERVER,
+    Closing,
+    Corrects,
+    Gradient,
+    Guides,
+    Leads,
+    Loss,
+    Outset,
+    Part,
+    Remembers,
+    Sends,
+    Turns,
+)
+from edgewise.errors import EdgewiseError
 from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
+
+MOMENTUM = "momentum"
+CHOSEN = cast(float, None)  # a rate that is left to the part at the server's place; 1 where there is none
 
 
 @dataclass(frozen=True)
 class FedAvg:
     sgd: SGD = SGD()  # lives on the device
     sync_every: int = 10
-    server_lr: float = 1.0
+    server_lr: float = CHOSEN
     server_momentum: float = 0.0
+    keep_momentum: bool = False
+    local_epochs: float = 0.0  # passes of each device over its own data, in place of sync_every; 0: not so
+    parts: tuple[Part, ...] = ()
     sends_gradients: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        ordered = sorted(self.parts, key=lambda part: PLACES.index(part.places[0]))
+        object.__setattr__(self, "parts", tuple(ordered))
+        if self.server_lr is None:
+            rates = [getattr(part, "rate", 1.0) for part in self.parts if SERVER in part.places]
+            object.__setattr__(self, "server_lr", rates[0] if rates else 1.0)
+        _check_places(self.parts)
+        _check_epochs(self)
+        for part in self.parts:
+            _check_settings(self, part)
+
+    @property
+    def guided(self) -> bool:
+        return any(isinstance(part, Guides) for part in self.parts)
+
+    def local_steps(self, asked: int, examples: int, batch: int) -> int:
+        if not self.local_epochs:
+            return asked
+        return max(1, round(self.local_epochs * examples / batch * asked / self.sync_every))
+
     def start(self, state: State) -> Server:
-        params = state.params
-        return Server(state, params.new_zeros(params.shape if self.server_momentum else 0))
+        vectors = {MOMENTUM: state.params.new_zeros(state.params.shape)} if self.server_momentum else {}
+        for part in self.parts:
+            if isinstance(part, Turns):
+                vectors |= part.start(state.params)
+        return Server(state, vectors)
+
+    def offer(self, server: Server) -> State:
+        leading = [part for part in self.parts if isinstance(part, Leads)]
+        if not leading:
+            return server.state
+        ahead = leading[0].ahead(server.state.params, server.vectors, self.server_lr)
+        return State(ahead, server.state.buffers)
+
+    def guide(self, server: Server) -> Tensor | None:
+        return next((server.vectors[part.guide] for part in self.parts if isinstance(part, Guides)), None)
 
     def without_momentum(self) -> tuple[FedAvg, float]:
         return replace(self, server_momentum=0.0), self.server_momentum
@@ -48,14 +108,77 @@ class FedAvg:
         batches: Iterable[Batch],
         factor: float,
         objective: Objective = cross_entropy,
-    ) -> tuple[Tensor, float]:
-        before = model.params.clone()
-        loss = local.train(model, batches, self.sgd, factor, objective)
-        return model.params - before, loss
+        own: Own = NOTHING,
+    ) -> Learned:
+        outset = Outset(model, model.params.clone(), self.sgd, factor, own)
+        momentum = self.sgd.start(model.params)
+        if self.keep_momentum and MOMENTUM in own.memory:
+            momentum.copy_(own.memory[MOMENTUM])
+        plugs = self._plugs(outset, objective)
+        losses = local.train(model, batches, self.sgd, factor, plugs, momentum)
+        update, memory = model.params - outset.start, dict[str, Tensor]()
+        if self.keep_momentum:
+            memory[MOMENTUM] = momentum
+        for part in self.parts:
+            if isinstance(part, Remembers):
+                memory |= part.remember(outset, update, len(losses))
+        for part in self.parts:
+            if isinstance(part, Sends):
+                update = part.sent(outset, update, len(losses))
+        return Learned(update, float(losses.mean()), cast(Memory, memory))
 
-    def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:
-        direction = mean.params
+    def _plugs(self, outset: Outset, objective: Objective) -> local.Plugs:
+        gradient: local.Gradient = local.gradient
+        for part in self.parts:
+            if isinstance(part, Loss):
+                objective = part.objective(outset)
+            if isinstance(part, Gradient):
+                gradient = part.gradient(gradient)
+        corrections = [part.correction(outset) for part in self.parts if isinstance(part, Corrects)]
+        return local.Plugs(objective, gradient, tuple(corrections))
+
+    def step(self, server: Server, combined: Combined, layout: Layout) -> Server:
+        direction = combined.mean.params
+        closing = Closing(server.vectors, self.sgd, combined, layout)
+        for part in self.parts:
+            if isinstance(part, Turns):
+                direction = part.turn(direction, closing)
         if self.server_momentum:
-            direction = server.momentum.mul_(self.server_momentum).add_(mean.params)
+            direction = server.vectors[MOMENTUM].mul_(self.server_momentum).add_(direction)
         server.state.params.add_(direction, alpha=self.server_lr)
-        return Server(State(server.state.params, mean.buffers), server.momentum)
+        return Server(State(server.state.params, combined.mean.buffers), server.vectors)
+
+
+def _check_places(parts: tuple[Part, ...]) -> None:
+    """EdgewiseError where two parts stand at a place that has room for one."""
+    for place in PLACES:
+        names = [type(part).__name__.lower() for part in parts if place in part.places]
+        if len(names) > 1 and (place != GRADIENT or len(set(names)) < len(names)):
+            what = f"{names[0]} twice" if len(set(names)) == 1 else f"{names[0]} and {names[1]} together"
+            raise EdgewiseError(f"algorithm: {what} make no sense: both are for its {place}; give one")
+
+
+def _check_epochs(algorithm: FedAvg) -> None:
+    """EdgewiseError where a part needs to know the steps behind the mean update and these differ."""
+    normalised = any(isinstance(part, Sends) for part in algorithm.parts)
+    reading = [part for part in algorithm.parts if part.rests and isinstance(part, Turns)]
+    if algorithm.local_epochs and reading and not normalised:
+        name = type(reading[0]).__name__.lower()
+        raise EdgewiseError(
+            f"local_epochs: {name} takes gradients from the mean update, for which all devices take as many "
+            "steps; add fednova, or give sync_every"
+        )
+
+
+def _check_settings(algorithm: FedAvg, part: Part) -> None:
+    """EdgewiseError where a part makes no sense with the algorithm's own settings."""
+    name = type(part).__name__.lower()
+    if SERVER in part.places and algorithm.server_momentum:
+        raise EdgewiseError(f"server_momentum: {name} has its own way to go on the server; leave it out")
+    if SERVER in part.places and not getattr(part, "rate", 0) and algorithm.server_lr != 1:
+        raise EdgewiseError(f"server_lr: {name} is defined for 1 only, and not {algorithm.server_lr:g}")
+    if part.rests and algorithm.keep_momentum:
+        raise EdgewiseError(
+            f"keep_momentum: {name} divides an update by its steps, "
+            "so local momentum has to start every round from rest"
+        )

@@ -17,11 +17,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgewise import local
-from edgewise.algorithms.base import Server
+from edgewise.algorithms.base import NOTHING, Combined, Learned, Own, Server
 from edgewise.errors import EdgewiseError
 from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
+
+MOMENTUM = "momentum"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class SyncSGD:
     sgd: SGD = SGD()  # lives on the server, momentum and weight decay too
     sync_every: int = 1
     sends_gradients: ClassVar[bool] = True
+    guided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.sync_every != 1:
@@ -37,8 +40,17 @@ class SyncSGD:
                 "(fedavg takes any number)"
             )
 
+    def local_steps(self, asked: int, examples: int, batch: int) -> int:
+        return asked
+
     def start(self, state: State) -> Server:
-        return Server(state, self.sgd.start(state.params))
+        return Server(state, {MOMENTUM: self.sgd.start(state.params)})
+
+    def offer(self, server: Server) -> State:
+        return server.state
+
+    def guide(self, server: Server) -> Tensor | None:
+        return None
 
     def without_momentum(self) -> tuple[SyncSGD, float]:
         """Weight decay stays here and went through the momentum as well: so much more of it is needed."""
@@ -52,12 +64,14 @@ class SyncSGD:
         batches: Iterable[Batch],
         factor: float,
         objective: Objective = cross_entropy,
-    ) -> tuple[Tensor, float]:
+        own: Own = NOTHING,
+    ) -> Learned:
         (batch,) = batches
         model.grads.zero_()
         losses = local.gradient(model, batch, objective)
-        return model.grads, float(losses.mean())
+        return Learned(model.grads, float(losses.mean()), {})
 
-    def step(self, server: Server, mean: State, factor: float, layout: Layout) -> Server:
-        self.sgd.step(server.state.params, mean.params, server.momentum, factor, layout)
-        return Server(State(server.state.params, mean.buffers), server.momentum)
+    def step(self, server: Server, combined: Combined, layout: Layout) -> Server:
+        params, momentum = server.state.params, server.vectors[MOMENTUM]
+        self.sgd.step(params, combined.mean.params, momentum, combined.factor, layout)
+        return Server(State(params, combined.mean.buffers), server.vectors)

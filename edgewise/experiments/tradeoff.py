@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise import codecs, records, specs
-from edgewise.algorithms import ALGORITHMS
+from edgewise.algorithms import text
 from edgewise.config import Config
 from edgewise.data.partition import PARTITIONS
 from edgewise.experiments.base import Plan
@@ -101,7 +101,7 @@ def gather(plan: Plan, summaries: dict[str, dict[str, Any]]) -> list[Cell]:
 
 def panel_of(config: Config) -> str:
     """What the runs of a panel share: "fedavg, K = 10, labels:2"."""
-    algorithm = specs.name_of(ALGORITHMS, config.algorithm)
+    algorithm = text(config.algorithm)
     every = f", K = {config.algorithm.sync_every}" if config.algorithm.sync_every > 1 else ""
     return f"{algorithm}{every}, {specs.text(PARTITIONS, config.partition)}"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgewise import codecs
-from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.algorithms import FedAvg, SyncSGD, text
 from edgewise.config import Config
 from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.agreement import Agreement
@@ -134,10 +134,10 @@ def _algorithm(config: Config, found: Findings) -> tuple[str, str, Config]:
             return f"fedavg with K = {most}, for {most} times fewer bytes", told, changed
         return "sync-sgd as it is (K = 1)", f"{told}; one gradient a step has no drift at all", config
     if most >= config.algorithm.sync_every:
-        return f"fedavg as it is (K = {config.algorithm.sync_every})", told, config
+        return f"{text(config.algorithm)} as it is (K = {config.algorithm.sync_every})", told, config
     if most > 1:
         return (
-            f"fedavg with K = {most}",
+            f"{text(config.algorithm)} with K = {most}",
             f"{told}; after {most} only {next(a.drift for a in fits if a.steps == most):.1f}",
             replace(config, algorithm=replace_every(config.algorithm, most)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -80,9 +80,10 @@ class Training:
         if tells:
             labels = outfit.work.feed.split.labels[device.indices]
             self.labels = torch.bincount(labels, minlength=outfit.classes).tolist()
-        self.longest = sum(
-            wire.length(one.payload, one.buffers) for one in self._expected(model.buffers.nbytes)
-        )
+        guide = broadcast.guide_expected(outfit.down, model.layout, model.params.dtype)
+        self._guide = guide if outfit.work.algorithm.guided else None
+        may_come = [*self._expected(model.buffers.nbytes), *([self._guide] if self._guide else [])]
+        self.longest = sum(wire.length(one.payload, one.buffers) for one in may_come)
         self._state: tuple[int, Tensor] | None = None
 
     @property
@@ -90,7 +91,12 @@ class Training:
         return self._state[0] if self._state else 0
 
     def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
-        outfit, task = self.outfit, self._task(frames, keep=True)
+        outfit = self.outfit
+        if self._guide is None:
+            task = self._task(frames, keep=True)
+        else:
+            *frames, last = frames or [b""]
+            task = self._guided(self._task(frames, keep=True), last, self._guide)
         reply, memory = outfit.device.answer(task, outfit.model, outfit.work, memory)
         return reply.pieces(task.round, outfit.work.agreed), memory
 
@@ -110,6 +116,15 @@ class Training:
             "right_each": right if self.tells else [],
             "seen_each": seen if self.tells else [],
         }
+
+    def _guided(self, task: Task, data: bytes, expected: wire.Expected) -> Task:
+        """The task with what the algorithm sends beside the state, from its frame."""
+        frame, model = wire.unpack(data, expected), self.outfit.model
+        if frame.round != task.round:
+            raise wire.FrameError(f"a guide of round {frame.round} in round {task.round}")
+        coder = broadcast.full(self.outfit.down)
+        guide = coder.decode(frame.payload, model.layout, model.params.dtype)
+        return replace(task, guide=guide.to(model.params.device))
 
     def _task(self, frames: Sequence[bytes], keep: bool) -> Task:
         """The task in the frames; FrameError if they are not what was agreed on."""

@@ -263,15 +263,25 @@ class Fleet:
         way, made = task.way, dict[int, Frames]()
         assert way is not None
         frame, marks = self._frame(task, task.state), broadcast.marks(self.run.down)
+        beside = self._guide(task, frame)
 
         def load(device: int, held: int) -> Frames:
             way.believe(device, held)
             missed = way.missed(device)
             if missed not in made:
-                made[missed] = broadcast.frames(way, device, frame, marks)
+                made[missed] = [*broadcast.frames(way, device, frame, marks), *beside]
             return made[missed]
 
         return load
+
+    def _guide(self, task: Task, frame: wire.Frame) -> Frames:
+        """The frame of what the algorithm sends beside the state, if it does."""
+        if task.guide is None:
+            return []
+        payload = broadcast.guide_payload(task.guide, self.run.down, self.run.layout)
+        mark = broadcast.marks(self.run.down)[wire.Kind.STATE]
+        guide = replace(frame, kind=wire.Kind.GUIDE, codec=mark, payload=payload, buffers=b"")
+        return [wire.pieces(guide)]
 
     def _evaluating(self, task: Task) -> Callable[[int, int], Frames]:
         """The whole state, whatever a device holds: what it holds may be a rounded one."""

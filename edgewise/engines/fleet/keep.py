@@ -2,7 +2,8 @@
 
 A memory is written before the update that it belongs to is sent, and takes the committed one's place, by
 one rename, when the coordinator has said that the update counts. A device that dies in between asks what
-became of it. So its place in its data and what its codec owes are never ahead of the coordinator, nor behind.
+became of it. So its place in its data, what its codec owes and what its algorithm keeps are never ahead of
+the coordinator, nor behind.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class Keep:
     def propose(self, round: int, digest: bytes, memory: Memory) -> None:
         """Make a memory last, before its update is sent."""
         note = {"round": round, "digest": digest.hex(), "step": memory.step}
-        tensors = {name: tensor.contiguous() for name, tensor in memory.codec.items()}
-        Checkpoint(tensors, note).save(self.folder / PENDING)
+        Checkpoint(memory.tensors(), note).save(self.folder / PENDING)
         self.pending = Pending(round, digest, memory)
 
     def commit(self) -> None:
@@ -82,5 +82,4 @@ def _load(path: Path) -> tuple[int, bytes, Memory]:
         round, digest, step = found.note["round"], bytes.fromhex(found.note["digest"]), found.note["step"]
     except (KeyError, ValueError):
         raise EdgewiseError(f"{path}: not the memory of a device") from None
-    # Copied: a file's bytes are not aligned as those of a fresh tensor, and low bits may depend on it.
-    return round, digest, Memory(step, {name: tensor.clone() for name, tensor in found.tensors.items()})
+    return round, digest, Memory.of(step, found.tensors)

@@ -18,7 +18,7 @@ from specimens import TEXTS
 from torch import nn
 
 from edgewise import records
-from edgewise.algorithms import ALGORITHMS
+from edgewise.algorithms import ALGORITHMS, reads_updates
 from edgewise.codecs import CODECS, DGC, inner, parse
 from edgewise.data import Dataset
 from edgewise.deploy import assemble_coordinator
@@ -26,6 +26,7 @@ from edgewise.engines.fleet.identity import Authority
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS
 
+PLAIN = ("sync-sgd", "fedavg")
 LOCKSTEP = "batch-sync"  # which a fleet cannot give
 SAME = ("model_digest", "accuracy", "per_class", "steps", "rounds", "examples_seen", "bytes_up", "bytes_down")
 
@@ -46,10 +47,20 @@ def rows() -> Iterator[dict[str, Any]]:
     norms, turns = cycle(name for name in NORMS if name != LOCKSTEP), cycle(ALGORITHMS)
     for up, down, precision in zip(ups, downs, cycle(["fp32", "fp32", "fp64"]), strict=False):
         mixed = {"codec": up, "codec_down": down, "norm": next(norms), "precision": precision}
-        yield {"algorithm": next(turns), **mixed}
-    for algorithm in ALGORITHMS:
+        reads = reads_updates(ALGORITHMS[algorithm := next(turns)]) and up.startswith("dgc")
+        yield {"algorithm": "fedavg" if reads else algorithm, **mixed}
+    for algorithm in PLAIN:
         yield {"algorithm": algorithm, "codec": "none", "norm": "batch"}
         yield {"algorithm": algorithm, "codec": "int8:zstd", "codec_down": "int4:zstd", "norm": "group"}
+
+
+def further() -> Iterator[dict[str, Any]]:
+    """The other algorithms, lossless and lossy, some with a cohort."""
+    norms = cycle(name for name in NORMS if name != LOCKSTEP)
+    for algorithm in [name for name in ALGORITHMS if name not in PLAIN] + ["fedlmd+fedcm+fedadam"]:
+        yield {"algorithm": algorithm, "codec": "none", "norm": next(norms), "precision": "fp64"}
+        lossy = {"codec": "int8", "codec_down": "int4:zstd", "norm": "group"}
+        yield {"algorithm": algorithm, **lossy, "cohort": 2, "steps": 12}
 
 
 def named(row: dict[str, Any]) -> str:
@@ -60,7 +71,13 @@ def agree(fleet: InProcess, expected: dict[str, Any]) -> None:
     assert {name: fleet.summary[name] for name in SAME} == {name: expected[name] for name in SAME}
 
 
-@pytest.mark.parametrize("row", list(rows()), ids=named)
+ROWS = [
+    *(pytest.param(row, id=named(row)) for row in rows()),
+    *(pytest.param(row, id=named(row), marks=pytest.mark.slow) for row in further()),
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_the_fleet_gives_the_model_of_the_inline_loop(
     data: Dataset, tmp_path: Path, row: dict[str, Any]
 ) -> None:

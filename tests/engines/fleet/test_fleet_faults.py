@@ -18,10 +18,12 @@ WHERE = (1, 4, ROUNDS)  # the rounds in which somebody dies
 # are not reached any more: a run for each. So it is with the agent's and the end of the last round.
 LAST, AGENTS_LAST = ("taken", "told", "closed"), ("sent", "heard", "moved")
 BOTH_WAYS = ("--codec", "topk:0.1", "--codec-down", "topk:0.1")
+MIXED = ("--algorithm", "scaffold+fedlmd", "--server-momentum", 0.5)
 SETTINGS = {
     "sync-sgd": ("--algorithm", "sync-sgd", "--steps", ROUNDS),
     "sync-sgd-lossy": ("--algorithm", "sync-sgd", "--steps", ROUNDS, *BOTH_WAYS),
-    "fedavg-lossy": ("--algorithm", "fedavg", "--sync-every", 2, "--steps", 2 * ROUNDS, "--codec", "int4"),
+    # Whose devices remember a control variate, are sent one, and keep to themselves which classes they have.
+    "scaffold-lossy": (*MIXED, "--sync-every", 2, "--steps", 2 * ROUNDS, "--codec", "int4"),
 }
 SCORES = ("scored", "evaluated")  # of the coordinator, where devices evaluate
 ALWAYS, SELDOM = ("--checkpoint-seconds", 0), ("--checkpoint-seconds", 1000)
@@ -121,7 +123,7 @@ def test_an_agent_dies_at_every_point(last: str, setting: str, tmp_path: Path) -
 def test_a_coordinator_and_an_agent_die_in_the_same_round(setting: str, tmp_path: Path) -> None:
     pairs = list(product((point for point in COORDINATOR if point not in SCORES), AGENT))
     rounds = len(pairs) + 1  # in the last one nobody dies: nobody would be left to be killed
-    local = 2 if setting == "fedavg-lossy" else 1
+    local = 2 if setting == "scaffold-lossy" else 1
     scene = Scene(tmp_path, 2, (*SETTINGS[setting], "--steps", rounds * local), ALWAYS)
     scene.coordinator.faults = [f"{one}@{round}" for round, (one, _) in enumerate(pairs, 1)]
     scene.agents[0].faults = [f"{other}@{round}" for round, (_, other) in enumerate(pairs, 1)]
