@@ -20,6 +20,7 @@ from edgewise.algorithms import ALGORITHMS, Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
 from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
+from edgewise.diagnosis import DIAGNOSES, Diagnose, Light
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, Norm
 from edgewise.objectives import OBJECTIVES, CrossEntropy, Objective
@@ -35,6 +36,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
     "schedule": SCHEDULES,
     "aggregate": AGGREGATORS,
+    "diagnose": DIAGNOSES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
 SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
@@ -67,6 +69,7 @@ class Config:
     cohort: float | None = None
     aggregate: Aggregator = WeightedMean()
     eval_every: int | None = None
+    diagnose: Diagnose = Light()
     fused: str = "auto"
     engine: str = "inline"
     accelerator: str = "auto"

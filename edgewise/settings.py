@@ -102,6 +102,12 @@ SETTINGS: tuple[Setting, ...] = (
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0
     ),
     Setting(
+        "diagnose",
+        str,
+        "light",
+        "how closely rounds are watched: off, light[:SHARE], full[:IMAGES[:DEVICES]]",
+    ),
+    Setting(
         "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
     ),
     Setting(

@@ -66,9 +66,12 @@ def test_the_fleet_gives_the_model_of_the_inline_loop(
 ) -> None:
     settings = config(**row)
     fleet = InProcess(tmp_path, data)
-    losses = [round.train_loss for round in fleet.play(settings)]
+    found = fleet.play(settings)
     agree(fleet, simulated(settings, data, tmp_path / "inline"))
-    assert losses == [row["train_loss"] for row in records.rows(tmp_path / "inline")]
+    names = ("train_loss", "drift_cosine", "drift_diversity", "forgetting")
+    expected = [[row.get(name) for name in names] for row in records.rows(tmp_path / "inline")]
+    assert [[getattr(round, name) for name in names] for round in found] == expected
+    assert all(isinstance(value, float) for value in expected[0][:3])
 
 
 def test_over_tls_with_a_cohort_of_some_and_differences_that_some_missed(
