@@ -225,7 +225,7 @@ def build_module(config: Config, dataset: Dataset) -> nn.Module:
 
 def build_module_for(config: Config, shape: Shape, outputs: int, example: Tensor) -> nn.Module:
     """The same where data is elsewhere. `example`: images (N, *shape) on which it is converted."""
-    module = models.build(config.model, shape, outputs, config.width, config.norm, config.seed)
+    module = models.build(config.model, shape, outputs, config.width, config.norm, config.seed, config.head)
     if config.convert:
         module = convert(module, config.norm, example).model
     if config.start:

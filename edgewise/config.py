@@ -22,6 +22,7 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
 from edgewise.diagnosis import DIAGNOSES, Diagnose, Light
 from edgewise.errors import EdgewiseError
+from edgewise.models.heads import HEADS, Head, Linear
 from edgewise.models.norms import NORMS, Group, Norm
 from edgewise.objectives import OBJECTIVES, CrossEntropy, Objective
 from edgewise.optimizers import SGD
@@ -33,6 +34,7 @@ DERIVED = ("algorithm", "sync_every", "server_lr", "server_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
+    "head": HEADS,
     "objective": OBJECTIVES,
     "schedule": SCHEDULES,
     "aggregate": AGGREGATORS,
@@ -53,6 +55,7 @@ class Config:
     model: str = "resnet18"
     width: int = 64
     norm: Norm = Group()
+    head: Head = Linear()
     convert: bool = False
     start: str | None = None
     objective: Objective = CrossEntropy()

@@ -236,6 +236,8 @@ def _gather(
     for reply in replies:
         _check_losses(task.round, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, parts.model.layout, parts.model.params.dtype)
+        if not config.codec.lossless:  # what a codec makes of zeros may be something else
+            update[parts.model.layout.frozen] = 0
         sent = _on(task.state, update, reply.buffers)
         gathering.add(sent, weight=reply.examples)
         watch.add(reply.devices, sent, reply.examples)

@@ -73,6 +73,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model", str, "resnet18", f"resnet18, fixup-resnet18, package.module:function, or {ZOO}"),
     Setting("width", int, 64, "channels of the model's first stage", low=1),
     Setting("norm", str, "group", f"{NORMS} or none"),
+    Setting("head", str, "linear", "the model's last layer: linear, feature-norm[:0.5] or etf[:1]"),
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
     Setting("start", str, None, "model.safetensors to start from, in place of random weights"),
     Setting(

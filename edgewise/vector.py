@@ -82,6 +82,11 @@ class Layout:
             bounds[entry.kind] = (bounds.get(entry.kind, (entry.start, 0))[0], entry.stop)
         return tuple((kind, slice(*bound)) for kind, bound in bounds.items())
 
+    @property
+    def frozen(self) -> slice:
+        """The stretch of what is not trained; an empty one where there is none."""
+        return dict(self.segments).get("frozen", slice(0, 0))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, shapes, kinds and the model's configuration."""

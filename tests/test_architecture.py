@@ -42,7 +42,7 @@ STAGES = """
     judgement
     rounds
     inspection trained
-    exports
+    exports refit
     releases
     ongoing
     report experiments
