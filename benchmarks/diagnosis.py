@@ -1,11 +1,12 @@
 """What watching a run costs: a round with `--diagnose` as a ratio to the same round without.
 
-    python benchmarks/diagnosis.py [--rounds 8] [--cases fedavg loop]
+    python benchmarks/diagnosis.py [--rounds 8] [--cases fedavg loop] [--sides drift light full]
 
 All sides run in this process on one thread and take turns, in reversed order every other time; a ratio is the
-median over neighbouring rounds, with a 95 % bootstrap interval. Every round is evaluated, on 1,000 images.
+median over neighbouring rounds, with a 95 % bootstrap interval.
 
-fedavg: ten devices, ten local steps of 32 images; loop: one step each, where comparing updates weighs most.
+fedavg: ten devices, ten local steps of 32 images, every round evaluated on 1,000 images; loop: one step each
+and no evaluation, where comparing updates weighs most.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from edgewise.diagnosis import Diagnose, Full, Light, Off
 TESTED = 1000
 SIDES: dict[str, Diagnose] = {"off": Off(), "drift": Light(0.0), "light": Light(), "full": Full(20)}
 CASES = {
-    "fedavg": (FedAvg(SGD(0.05), sync_every=10), tuple(SIDES)),
-    "loop": (SyncSGD(SGD(0.05)), ("off", "drift")),  # a gradient leads to no local model
+    "fedavg": FedAvg(SGD(0.05), sync_every=10),
+    "loop": SyncSGD(SGD(0.05)),
 }
 
 
@@ -36,9 +37,9 @@ def config(case: str, side: str) -> Config:
     return Config(
         partition=Labels(2),
         width=16,
-        algorithm=CASES[case][0],
+        algorithm=CASES[case],
         steps=ENDLESS,
-        eval_every=1,
+        eval_every=int(case == "fedavg"),
         fused="off",
         diagnose=SIDES[side],
         accelerator="cpu",
@@ -46,17 +47,17 @@ def config(case: str, side: str) -> Config:
     )
 
 
-def measure(case: str, dataset: Dataset, rounds: int) -> str:
+def measure(case: str, names: Sequence[str], dataset: Dataset, rounds: int) -> str:
     with ExitStack() as stack:
         sides: dict[str, Callable[[], object]] = {}
-        for side in CASES[case][1]:
+        for side in ("off", *names):
             folder = stack.enter_context(TemporaryDirectory())
             play = run(config(case, side), folder, dataset=dataset, checkpoint_seconds=math.inf)
             sides[side] = stack.enter_context(closing(play)).__next__
         alternate(sides, WARMUP)
         seconds = alternate(sides, rounds)
     words = [f"{case}: off {1e3 * sorted(seconds['off'])[rounds // 2]:.0f} ms"]
-    for side in [name for name in seconds if name != "off"]:
+    for side in names:
         middle, low, high = ratio(seconds[side], seconds["off"])
         words.append(f"{side} {middle:.3f} [{low:.3f}, {high:.3f}]")
     return "; ".join(words)
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which (all)")
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds of each side (8)")
+    parser.add_argument("--sides", nargs="+", choices=[*SIDES][1:], help="which (all; loop: drift)")
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error("rounds is at least 1")
@@ -76,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dataset = replace(dataset, test=Split(images, torch.arange(TESTED) % 10))
     print(f"{machine()}; {dataset.name}, width 16, 10 devices x 32, {given.rounds} rounds")
     for case in given.cases:
-        print(measure(case, dataset, given.rounds), flush=True)
+        sides = given.sides or ([*SIDES][1:] if case == "fedavg" else ["drift"])
+        print(measure(case, sides, dataset, given.rounds), flush=True)
     return 0
 
 
