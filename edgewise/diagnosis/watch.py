@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class Watch:
             self.local[devices[0]] = self.watching.look(local)
             self.seconds += time.monotonic() - began
 
-    def drifted(self, combined: State) -> dict[str, float | None]:
+    def drifted(self, combined: State) -> dict[str, Any]:
         """The fields of a round that say how far updates disagreed; None where they were not to be told.
 
         `combined`: what they came to, before the server steps.
