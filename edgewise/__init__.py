@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgewise.errors import EdgewiseError, EdgewiseWarning
     from edgewise.exports import Export, export
     from edgewise.inspection import Inspection, inspect
+    from edgewise.models.heads import Etf, FeatureNorm
     from edgewise.models.norms import Batch, BatchRenorm, BatchSync, Group, GroupWS, Instance, Layer, NoNorm
     from edgewise.objectives import BinaryCrossEntropy, CrossEntropy, SquaredError
     from edgewise.optimizers import SGD
@@ -78,6 +79,7 @@ _HOMES = {
     "edgewise.errors": ("EdgewiseError", "EdgewiseWarning"),
     "edgewise.exports": ("Export", "export"),
     "edgewise.inspection": ("Inspection", "inspect"),
+    "edgewise.models.heads": ("Etf", "FeatureNorm"),
     "edgewise.models.norms": (
         "Batch",
         "BatchRenorm",
@@ -114,7 +116,9 @@ __all__ = [
     "Dirichlet",
     "EdgewiseError",
     "EdgewiseWarning",
+    "Etf",
     "Export",
+    "FeatureNorm",
     "FedACG",
     "FedAdam",
     "FedAvg",

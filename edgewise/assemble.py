@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ from edgewise.data.holdings import counts, csv_text
 from edgewise.data.partition import deal
 from edgewise.data.skew import BREAKS, apart
 from edgewise.device import Device, Terms, Work
+from edgewise.diagnosis import Effort, Probe, Watching
 from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchSync, batch_coupled, device_normed
 from edgewise.models.resnet import Shape
+from edgewise.objectives import CrossEntropy
 from edgewise.records import MEMORIES
 from edgewise.schedules import Schedule, Warmup
 from edgewise.vector import FlatModel, Layout
@@ -74,6 +77,25 @@ class Parts:
     def work(self) -> Work:
         assert self.feed is not None
         return self.terms.work(self.feed)
+
+    @cached_property
+    def watching(self) -> Watching:
+        """What watches the rounds. A gradient leads to no local model, so there is none to look at."""
+        config, test = self.config, None if self.dataset is None else self.dataset.test
+        every = config.eval_every or self.rounds
+        effort = Effort(
+            trained=config.batch * config.algorithm.sync_every * config.cohort_size * every,
+            tested=len(test or ()),
+            cohort=config.cohort_size,
+            classes=len(self.classes),
+        )
+        looks = config.diagnose.looks(effort)
+        local = looks.devices and isinstance(config.objective, CrossEntropy)
+        if test is None or not local or config.algorithm.sends_gradients:
+            return Watching(looks, config.seed, self.model, averaged=config.aggregate.linear)
+        probe = Probe.of(test, len(self.classes), looks.images, config.seed)
+        averaged = config.aggregate.linear
+        return Watching(looks, config.seed, self.model, probe, self.feed, averaged)
 
     @property
     def holdings(self) -> str:
@@ -214,7 +236,7 @@ def build_module(config: Config, dataset: Dataset) -> nn.Module:
 
 def build_module_for(config: Config, shape: Shape, outputs: int, example: Tensor) -> nn.Module:
     """The same where data is elsewhere. `example`: images (N, *shape) on which it is converted."""
-    module = models.build(config.model, shape, outputs, config.width, config.norm, config.seed)
+    module = models.build(config.model, shape, outputs, config.width, config.norm, config.seed, config.head)
     if config.convert:
         module = convert(module, config.norm, example).model
     if config.start:

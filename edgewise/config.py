@@ -21,7 +21,9 @@ from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
 from edgewise.data.batches import Augment
 from edgewise.data.partition import PARTITIONS, Iid, Partition
+from edgewise.diagnosis import DIAGNOSES, Diagnose, Light
 from edgewise.errors import EdgewiseError
+from edgewise.models.heads import HEADS, Head, Linear
 from edgewise.models.norms import NORMS, Group, Norm
 from edgewise.objectives import OBJECTIVES, CrossEntropy, Objective
 from edgewise.optimizers import SGD
@@ -33,9 +35,11 @@ DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momen
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
+    "head": HEADS,
     "objective": OBJECTIVES,
     "schedule": SCHEDULES,
     "aggregate": AGGREGATORS,
+    "diagnose": DIAGNOSES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
 SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
@@ -52,6 +56,7 @@ class Config:
     model: str = "resnet18"
     width: int = 64
     norm: Norm = Group()
+    head: Head = Linear()
     convert: bool = False
     start: str | None = None
     objective: Objective = CrossEntropy()
@@ -68,6 +73,7 @@ class Config:
     cohort: float | None = None
     aggregate: Aggregator = WeightedMean()
     eval_every: int | None = None
+    diagnose: Diagnose = Light()
     fused: str = "auto"
     engine: str = "inline"
     accelerator: str = "auto"

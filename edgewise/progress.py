@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Progress:
     round: int = 0
     examples: int = 0  # seen by all devices together
     note: dict[str, Any] | None = None  # the schedule's
+    best: list[float | None] = field(default_factory=list)  # recall of each class so far
 
     @classmethod
     def start(cls, parts: Parts) -> Progress:
@@ -61,6 +62,7 @@ class Progress:
             "round": self.round,
             "examples": self.examples,
             "schedule": self.note or {},
+            "best": self.best,
             "memories": engine.memories.save(),
             "broadcast": way,
             "layout": parts.model.layout.digest,
@@ -81,7 +83,7 @@ class Progress:
             examples = note["examples"]
             # config.toml may have been edited since.
             agree(str(path), Config.of(note["settings"]).flat(), parts.config.flat())
-            memories, way = note["memories"], note["broadcast"]
+            memories, way, best = note["memories"], note["broadcast"], note["best"]
         except KeyError as error:
             raise EdgewiseError(f"{path}: the checkpoint lacks {error}") from None
         if layout != model.layout.digest:
@@ -91,4 +93,5 @@ class Progress:
         progress.way.restore(sent, way)
         progress.server = Server(server.state, vectors)
         progress.round, progress.examples, progress.note = round, examples, schedule
+        progress.best = best
         return progress, memories

@@ -6,17 +6,15 @@ broadcast the state -> the cohort answers -> its updates combined -> one server 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from edgewise import randomness, records
@@ -26,13 +24,15 @@ from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.device import DIVERGED, Reply, Task
+from edgewise.diagnosis import Probed, Watch
 from edgewise.engines import Engine, first
 from edgewise.errors import EdgewiseError
-from edgewise.evaluate import Evaluation, evaluate, per_device
+from edgewise.judgement import measured
 from edgewise.memories import Note
 from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
+from edgewise.summary import finish
 from edgewise.vector import State
 
 CHECKPOINT_SECONDS = 15.0
@@ -81,9 +81,18 @@ class Round:
     loss: float | None = None
     per_class: tuple[float | None, ...] | None = None
     worst_device: float | None = None  # the lowest accuracy of a device on its own held-out examples
+    # How far the devices' updates disagree, and what averaging them mends: docs/drift.md.
+    drift_cosine: float | None = None
+    drift_diversity: float | None = None
+    forgetting: float | None = None
+    forgetting_per_class: tuple[float | None, ...] | None = None
+    probe: Probed | None = None
 
     def row(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        row = {name: value for name, value in asdict(self).items() if value is not None}
+        if "probe" in row:
+            row["probe"] = {name: value for name, value in row["probe"].items() if value is not None}
+        return row
 
 
 def run(
@@ -188,7 +197,7 @@ def _play(
         except GeneratorExit:
             _commit(parts, engine, progress, book)
             raise
-    _finish(parts, progress, book.folder)
+    finish(parts, progress.server.state, book.folder)
 
 
 def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
@@ -198,16 +207,14 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
     task = progress.task(parts)
-    gathering, got = config.aggregate.start(task.state, folder), _Got()
-    for reply in engine.ask(task, asked):
-        _check_losses(number, reply.devices, reply.losses)
-        update = config.codec.decode(reply.payload, layout, parts.model.params.dtype)
-        gathering.add(_on(task.state, update, reply.buffers), weight=reply.examples)
-        got.note(reply, config.batch)
+    due = _due(config, number, parts.rounds)
+    watch = parts.watching.round(number, task.state, cohort(config, number) if due else ())
+    got, mean = _gather(parts, engine.ask(task, asked), task, watch, folder)
+    drift = watch.drifted(mean)
     beside = guide_bytes(task.guide, config.codec_down, layout)
     down = [progress.way.bytes_each(device) + beside for device in asked]
     share = min(1.0, len(got.devices) / config.devices)
-    combined = Combined(gathering.value(), task.factor, got.steps, share)
+    combined = Combined(mean, task.factor, got.steps, share)
     progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.round = number
     progress.examples += got.examples
@@ -225,15 +232,38 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
         bytes_down=sum(down),
         bytes_up_each=_each(got.bytes),
         bytes_down_each=_each(down),
-        seconds=round(time.monotonic() - began, 4),
+        seconds=round(time.monotonic() - began - watch.seconds, 4),
         missing=sorted(set(asked) - set(got.devices)) or None,
+        **drift,
     )
-    if not _due(config, number, parts.rounds):
-        return row
+    return _evaluated(row, parts, progress, engine, task, watch) if due else row
+
+
+def _gather(
+    parts: Parts, replies: Iterable[Reply], task: Task, watch: Watch, folder: Path | None
+) -> tuple[_Got, State]:
+    """The round's replies, and what their updates come to."""
+    config, got = parts.config, _Got()
+    gathering = config.aggregate.start(task.state, folder)
+    for reply in replies:
+        _check_losses(task.round, reply.devices, reply.losses)
+        update = config.codec.decode(reply.payload, parts.model.layout, parts.model.params.dtype)
+        if not config.codec.lossless:  # what a codec makes of zeros may be something else
+            update[parts.model.layout.frozen] = 0
+        sent = _on(task.state, update, reply.buffers)
+        gathering.add(sent, weight=reply.examples)
+        watch.add(reply.devices, sent, reply.examples)
+        got.note(reply, config.batch)
+    watch.look_back()
+    return got, gathering.value()
+
+
+def _evaluated(
+    row: Round, parts: Parts, progress: Progress, engine: Engine, task: Task, watch: Watch
+) -> Round:
+    """The round with how good the state is after it."""
     _check_state(progress)
-    result = _evaluation(parts, progress, engine, task)
-    progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
-    return replace(row, **_measured(result))
+    return replace(row, **measured(parts, progress, engine, task, watch))
 
 
 def ranking(config: Config, round: int) -> Sequence[int]:
@@ -268,29 +298,6 @@ def _due(config: Config, number: int, rounds: int) -> bool:
     return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
 
 
-def _evaluation(parts: Parts, progress: Progress, engine: Engine, task: Task) -> Evaluation:
-    """On the coordinator's own test examples, or else on what the devices hold out."""
-    if parts.dataset is not None and parts.feed is not None:
-        parts.model.write(progress.server.state)
-        classes, objective = len(parts.classes), parts.terms.objective
-        return evaluate(parts.model, parts.dataset.test, parts.feed, classes, objective)
-    result = engine.evaluate(replace(task, state=progress.server.state))
-    if result is None:
-        raise EdgewiseError(f"round {task.round}: neither the coordinator nor a device has test examples")
-    return result
-
-
-def _measured(result: Evaluation) -> dict[str, Any]:
-    """The fields of a round that was evaluated."""
-    loss = result.loss if math.isfinite(result.loss) else None  # JSON knows no infinity
-    return {
-        "accuracy": result.accuracy,
-        "loss": loss,
-        "per_class": result.per_class,
-        "worst_device": result.worst,
-    }
-
-
 def _on(like: State, params: Tensor, buffers: Tensor) -> State:
     """A decoded state, where the model is."""
     return State(params.to(like.params.device), buffers.to(like.buffers.device))
@@ -305,42 +312,6 @@ def _commit(parts: Parts, engine: Engine, progress: Progress, book: Records) -> 
     _check_state(progress)
     book.checkpoint(progress.checkpoint(parts, engine))
     engine.memories.sweep()
-
-
-def _finish(parts: Parts, progress: Progress, folder: Path) -> None:
-    """model.safetensors (tensors by name, as PyTorch's state_dict would) and then summary.json."""
-    layout, state = parts.model.layout, progress.server.state
-    tensors: dict[str, Tensor] = {}
-    for entries, flat in ((layout.params, state.params), (layout.buffers, state.buffers)):
-        tensors |= {e.name: flat[e.start : e.stop].view(e.shape).cpu().clone() for e in entries}
-    records.write(folder / records.MODEL, save(tensors, metadata={"layout": layout.digest}))
-    rows = records.rows(folder)
-    content = summarise(rows, parts) | {"model_digest": state.digest(layout)}
-    records.write(folder / records.SUMMARY, json.dumps(content, indent=2) + "\n")
-
-
-def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
-    """The summary of a run from its rounds."""
-    evaluated = [row for row in rows if "accuracy" in row]
-    last, accuracies = evaluated[-1], [row["accuracy"] for row in evaluated]
-    tail = accuracies[-10:]
-    shares = [] if parts.held is None else per_device(tuple(last["per_class"]), parts.held)
-    devices = [share for share in shares if share is not None]
-    return {
-        "accuracy": last["accuracy"],
-        "best_accuracy": max(accuracies),
-        "last10_accuracy": sum(tail) / len(tail),
-        "per_class": last["per_class"],
-        "per_device": devices
-        and {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
-        **({"worst_device": last["worst_device"]} if "worst_device" in last else {}),
-        "steps": last["step"],
-        "rounds": last["round"],
-        "examples_seen": last["examples_seen"],
-        "bytes_up": sum(row["bytes_up"] for row in rows),
-        "bytes_down": sum(row["bytes_down"] for row in rows),
-        "seconds": round(sum(row["seconds"] for row in rows), 2),
-    }
 
 
 __all__ = ["Progress", "Round", "cohort", "drive", "ranking", "run", "total_rounds"]

@@ -78,6 +78,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model", str, "resnet18", f"resnet18, fixup-resnet18, package.module:function, or {ZOO}"),
     Setting("width", int, 64, "channels of the model's first stage", low=1),
     Setting("norm", str, "group", f"{NORMS} or none"),
+    Setting("head", str, "linear", "the model's last layer: linear, feature-norm[:0.5] or etf[:1]"),
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
     Setting("start", str, None, "model.safetensors to start from, in place of random weights"),
     Setting(
@@ -114,6 +115,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0
+    ),
+    Setting(
+        "diagnose",
+        str,
+        "light",
+        "how closely rounds are watched: off, light[:SHARE], full[:IMAGES[:DEVICES]]",
     ),
     Setting(
         "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")

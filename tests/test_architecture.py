@@ -26,6 +26,7 @@ STAGES = """
     errors randomness specs allocator wire files
     data models vector conversion weights
     objectives
+    diagnosis
     optimizers schedules
     local codecs aggregators
     algorithms
@@ -37,10 +38,11 @@ STAGES = """
     engines
     reconcile assemble
     deploy
-    progress
+    progress summary
+    judgement
     rounds
     inspection trained
-    exports
+    exports refit
     releases
     ongoing
     report experiments

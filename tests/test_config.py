@@ -335,7 +335,7 @@ def test_an_unknown_set_is_told_the_legal_ones(name: str) -> None:
     message = str(told.value)
     assert message.startswith(f"set: {name!r} is unknown; one of: ")
     assert message.split("one of: ")[1].split(", ") == [
-        *("algorithm.sync_every", "norm.groups", "sgd.lr", "sgd.lr_scale", "sgd.momentum"),
+        *("algorithm.sync_every", "diagnose.share", "norm.groups", "sgd.lr", "sgd.lr_scale", "sgd.momentum"),
         *("sgd.nesterov", "sgd.scalar_share", "sgd.weight_decay"),
     ]
 

@@ -72,7 +72,7 @@ def test_a_round_over_many_devices_holds_what_one_over_few_holds(
     specks: Dataset, name: str, fused: str
 ) -> None:
     few, many = (most_held(parts_for(ALGORITHMS[name], devices, fused, specks)) for devices in (3, 12))
-    assert few[0] == many[0] <= 4
+    assert few[0] == many[0] <= 4 + (fused == "off")  # the directions' sum (diagnosis/drift.py)
     assert few[1] >= 1  # a payload was seen
     assert many[1] < few[1] + 1
 
@@ -84,7 +84,7 @@ def test_what_devices_owe_is_held_up_to_a_budget(specks: Dataset, tmp_path: Path
         most_held(parts_for(ALGORITHMS["sync-sgd"], devices, "off", specks, codec), tmp_path / name, rounds=2)
         for devices, name in sizes.items()
     )
-    assert few[0] <= many[0] <= few[0] + 1 and many[0] <= 4 + 2
+    assert few[0] <= many[0] <= few[0] + 1 and many[0] <= 5 + 2
     held = most_held(parts_for(ALGORITHMS["sync-sgd"], 12, "off", specks, codec), rounds=2)
     assert held[0] >= 12, "without a folder, all of them"
 

@@ -20,6 +20,7 @@ from edgewise.codecs import RandomK, parse
 from edgewise.config import Config
 from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
+from edgewise.diagnosis import Full
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import Batch
 from edgewise.optimizers import SGD
@@ -39,6 +40,9 @@ WAYS = {
     "dgc": replace(TINY, codec=parse("dgc:0.01:4"), schedule=Cosine()),
     "powersgd": replace(TINY, codec=parse("powersgd:2"), algorithm=FedAvg(sync_every=2)),
     "trimmed": replace(TINY, aggregate=TrimmedMean(0.25), norm=Batch()),
+    "watched": replace(
+        TINY, algorithm=FedAvg(sync_every=2), partition=Labels(3), diagnose=Full(3), eval_every=1
+    ),
     "down": replace(TINY, codec_down=RandomK(0.1), cohort=0.5, steps=8),
 }
 FILES = (records.CONFIG, records.ROUNDS, records.PARTITION, records.MODEL, records.SUMMARY)

@@ -39,6 +39,8 @@ FIXUP = "fixup-resnet18"
 CONTRACT = {"round", "step", "examples_seen", "lr", "train_loss", "seconds"}
 CONTRACT |= {"bytes_up", "bytes_down", "bytes_up_each", "bytes_down_each"}
 EVALUATED = {"accuracy", "loss", "per_class"}
+DRIFT = {"drift_cosine", "drift_diversity"}
+FORGETTING = {"forgetting", "forgetting_per_class"}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
 
 def test_rounds_jsonl_keeps_its_contract(finished: Path) -> None:
     rows = strict(finished / records.ROUNDS)
-    assert [set(row) - EVALUATED for row in rows] == [CONTRACT] * 4
+    assert [set(row) - EVALUATED for row in rows] == [CONTRACT | DRIFT] * 3 + [CONTRACT | DRIFT | FORGETTING]
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows] == [3, 6, 9, 11]
     assert [row["examples_seen"] for row in rows] == [step * 8 * 2 for step in (3, 6, 9, 11)]

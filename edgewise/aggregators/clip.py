@@ -13,21 +13,17 @@ A faulty device moves the mean by at most its share of the examples times the no
 
 from __future__ import annotations
 
-import math
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from edgewise.aggregators.base import Gathering
 from edgewise.aggregators.stack import Stack
 from edgewise.errors import EdgewiseError
-from edgewise.vector import Mean, State
-
-CHUNK = 2**16  # values that are widened together: they stay in the cache
+from edgewise.vector import Mean, State, length
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class _Clipping:
         self.mean, self.norm = mean, norm
 
     def add(self, state: State, weight: float) -> None:
-        found = length(state)
+        found = length(state.params)
         self.mean.add(state, weight, scale=self.norm / found if found > self.norm else 1.0)
 
     def value(self) -> State:
@@ -84,7 +80,7 @@ class _ClippingAtMedian:
 
     def add(self, state: State, weight: float) -> None:
         self.stack.add(state)
-        self.norms.append(length(state))
+        self.norms.append(length(state.params))
         self.weights.append(weight)
 
     def value(self) -> State:
@@ -95,12 +91,3 @@ class _ClippingAtMedian:
             for index, weight in enumerate(self.weights):
                 clipping.add(stack.row(index), weight)
         return clipping.value()
-
-
-def length(state: State) -> float:
-    """The Euclidean norm of the update, added up in float64."""
-    total = torch.zeros((), dtype=torch.float64, device=state.params.device)
-    for some in state.params.split(CHUNK):  # six times faster than one norm that widens as it goes
-        wide = some.double()
-        total += wide.dot(wide)
-    return math.sqrt(float(total))

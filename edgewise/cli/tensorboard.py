@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from edgewise.rounds import Round
 
 FOLDER = "tensorboard"  # in the run's folder
-NUMBERS = ("train_loss", "lr", "accuracy", "loss", "bytes_up", "bytes_down", "seconds")
+NUMBERS = (
+    *("train_loss", "lr", "accuracy", "loss", "bytes_up", "bytes_down", "seconds"),
+    *("drift_cosine", "drift_diversity", "forgetting"),
+)
 
 
 def logged(play: Iterable[Round], folder: Path) -> Generator[Round]:

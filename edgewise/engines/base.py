@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from edgewise.device import Device, Reply, Task, Work
@@ -52,6 +52,10 @@ class Engine(Protocol):
         """How good the task's state is on what devices hold out; None where devices cannot be asked."""
         ...
 
+    def labels(self) -> Mapping[int, Sequence[int]]:
+        """What real devices told of themselves: how many examples of each class they hold."""
+        ...
+
     def close(self) -> None:
         """Let go of the devices."""
         ...
@@ -70,6 +74,9 @@ class Simulated:
 
     def evaluate(self, task: Task) -> Evaluation | None:
         return None
+
+    def labels(self) -> Mapping[int, Sequence[int]]:
+        return {}  # who simulates dealt the examples
 
     def close(self) -> None:
         pass

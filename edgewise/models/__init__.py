@@ -18,6 +18,7 @@ from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.models import zoo
 from edgewise.models.examine import examine, examine_parameters
 from edgewise.models.fixup import FixupResNet18
+from edgewise.models.heads import DEFAULT_HEAD, Head
 from edgewise.models.norms import Norm
 from edgewise.models.outputs import logits
 from edgewise.models.resnet import ResNet18, Shape
@@ -30,23 +31,35 @@ class UnusualModel(EdgewiseWarning):
 MODELS: dict[str, Callable[..., nn.Module]] = {"resnet18": ResNet18, "fixup-resnet18": FixupResNet18}
 
 
-def build(name: str, shape: Shape, classes: int, width: int, norm: Norm, seed: int) -> nn.Module:
+def build(  # noqa: PLR0913  (settings of one thing)
+    name: str,
+    shape: Shape,
+    classes: int,
+    width: int,
+    norm: Norm,
+    seed: int,
+    head: Head = DEFAULT_HEAD,
+) -> nn.Module:
     """The model called `name` for images of `shape` (channels, height, width), on the CPU.
 
     `name` is a key of `MODELS` or "package.module:function"; that function is called with `shape` and
-    `classes`, and with `width` and `norm` if it has parameters of these names. Initial weights come from
-    PyTorch's generator, seeded for this seed and the purpose "model"; the caller's generator is left as it
-    was.
+    `classes`, and with `width`, `norm` and `head` if it has parameters of these names. Initial weights come
+    from PyTorch's generator, seeded for this seed and the purpose "model"; the caller's generator is left as
+    it was.
     EdgewiseError for an unknown name, a width below 1, or a function that fails or returns no nn.Module
     with something to train.
     """
     if width < 1:
         raise EdgewiseError(f"model {name}: width is {width}; it must be 1 or more")
     make = _maker(name)
+    if head != DEFAULT_HEAD and "head" not in inspect.signature(make).parameters:
+        raise EdgewiseError(f"head: model {name} has its own; leave it out (its function takes no `head`)")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(seed, "model"))
         try:
-            model = make(shape=shape, classes=classes, **_optional(make, {"width": width, "norm": norm}))
+            model = make(
+                shape=shape, classes=classes, **_optional(make, {"width": width, "norm": norm, "head": head})
+            )
         except EdgewiseError:
             raise
         except Exception as error:  # a user's function can raise anything

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgewise.models.heads import DEFAULT_HEAD, Head
 from edgewise.models.resnet import Shape, block_plan, check_sizes
 
 CONVS_PER_BRANCH = 2
@@ -57,11 +58,12 @@ class FixupBlock(nn.Module):
 class FixupResNet18(nn.Module):
     """Fixup ResNet18: (batch, *shape) images, shape (channels, height, width), to (batch, classes) logits.
 
-    Blocks and strides are those of `ResNet18`. The classifier starts at zero, so all logits do. The stem
+    Blocks and strides are those of `ResNet18`. The classifier starts at zero, so all logits do (a frozen one
+    is left as it is). The stem
     keeps PyTorch's own draw, as in the authors' code. EdgewiseError for sizes that make no model.
     """
 
-    def __init__(self, shape: Shape, classes: int, width: int = 64) -> None:
+    def __init__(self, shape: Shape, classes: int, width: int = 64, head: Head = DEFAULT_HEAD) -> None:
         super().__init__()
         check_sizes(shape, classes, width)
         plan = block_plan(shape, width)
@@ -69,16 +71,21 @@ class FixupResNet18(nn.Module):
         self.bias1 = _scalar()
         self.blocks = nn.Sequential(*(FixupBlock(*block, depth=len(plan)) for block in plan))
         self.bias2 = _scalar()
-        self.classifier = nn.Linear(plan[-1][1], classes)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = head.layer(plan[-1][1], classes)
+        for parameter in self.classifier.parameters():
+            if parameter.requires_grad:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, *shape) images to (batch, classes) logits."""
-        x = F.relu(self.conv(x) + self.bias1)
-        x = self.blocks(x)
-        logits: Tensor = self.classifier(x.mean((2, 3)) + self.bias2)
+        logits: Tensor = self.classifier(self.features(x))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """(batch, *shape) images to (batch, 8 * width), what the head sees of them."""
+        x = F.relu(self.conv(x) + self.bias1)
+        features: Tensor = self.blocks(x).mean((2, 3)) + self.bias2
+        return features
 
     def parameter_kind(self, name: str) -> str | None:
         """Read by `kinds.kind`. The authors train whatever has "bias" or "scale" in its name, the

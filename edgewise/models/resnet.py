@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.errors import EdgewiseError
+from edgewise.models.heads import DEFAULT_HEAD, Head
 from edgewise.models.norms import DEFAULT_NORM, Norm
 
 Shape = tuple[int, int, int]
@@ -71,18 +72,25 @@ class ResNet18(nn.Module):
     """ResNet18 for images of shape (channels, height, width): (batch, *shape) to (batch, classes) logits.
 
     A 3x3 stem of stride 1 without pooling, four stages of two blocks of `width` x (1, 2, 4, 8) channels,
-    global average pooling and a linear classifier. 11,173,962 parameters at width 64 for 3x32x32 and 10
-    classes with batch norm. EdgewiseError for sizes that make no model.
+    global average pooling and a head, linear unless given. 11,173,962 parameters at width 64 for 3x32x32 and
+    10 classes with batch norm. EdgewiseError for sizes that make no model.
     """
 
-    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: Norm = DEFAULT_NORM) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        width: int = 64,
+        norm: Norm = DEFAULT_NORM,
+        head: Head = DEFAULT_HEAD,
+    ) -> None:
         super().__init__()
         check_sizes(shape, classes, width)
         plan = block_plan(shape, width)
         self.conv = norm.conv(shape[0], width, 3, padding=1, bias=norm.bias)
         self.norm = norm.layer(width)
         self.blocks = nn.Sequential(*(BasicBlock(*block, norm) for block in plan))
-        self.classifier = nn.Linear(plan[-1][1], classes)
+        self.classifier = head.layer(plan[-1][1], classes)
         self._draw()
 
     def _draw(self) -> None:
@@ -96,7 +104,11 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, *shape) images to (batch, classes) logits."""
-        x = F.relu(self.norm(self.conv(x)))
-        x = self.blocks(x)
-        logits: Tensor = self.classifier(x.mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """(batch, *shape) images to (batch, 8 * width), what the head sees of them."""
+        x = F.relu(self.norm(self.conv(x)))
+        features: Tensor = self.blocks(x).mean((2, 3))
+        return features

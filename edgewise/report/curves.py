@@ -35,12 +35,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves over one axis; `words` gives its numbers their text, `log` leaves out what is not above 0."""
+    """Curves over one axis; `words` gives its numbers their text, `log` leaves out what is not above 0.
+
+    `measure`: what the curves show, from `low` to 1, in per cent or as plain numbers.
+    """
 
     axis: str
     curves: Sequence[Curve]
     log: bool = False
     words: Callable[[float], str] | None = None
+    measure: str = "test accuracy"
+    percent: bool = True
+    low: float = 0.0
 
 
 def draw(curves: Sequence[Curve], title: str, subtitle: str, *, chance: float | None) -> bytes:
@@ -75,8 +81,9 @@ def draw_panels(panels: Sequence[Panel], title: str, subtitle: str, *, chance: f
 def _panel(axes: Any, panel: Panel, chance: float | None, gap: float) -> None:
     shown = [_shown(curve, panel.log) for curve in panel.curves]
     lasts = [curve.accuracies[-1] if curve.accuracies else 0.0 for curve in shown]
-    texts = _percentages(lasts)
-    heights = apart(lasts, gap)
+    texts = _percentages(lasts) if panel.percent else [f"{value:.2f}" for value in lasts]
+    span = 1 - panel.low
+    heights = [panel.low + span * place for place in apart([(y - panel.low) / span for y in lasts], gap)]
     side = axes.get_yaxis_transform()  # x as a share of the axes, y an accuracy
     for index, (curve, last, height) in enumerate(zip(shown, lasts, heights, strict=True)):
         colour, (line, mark) = COLOURS[index % len(COLOURS)], LOOKS[index // len(COLOURS) % len(LOOKS)]
@@ -92,8 +99,9 @@ def _panel(axes: Any, panel: Panel, chance: float | None, gap: float) -> None:
     if chance is not None:
         axes.axhline(chance, color=GREY, linestyle=":", linewidth=1)
         axes.text(0.005, chance + 0.01, "chance", transform=side, color=GREY, fontsize=8)
-    axes.set(ylim=(0, 1), xlabel=panel.axis, ylabel="test accuracy")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(ylim=(panel.low, 1), xlabel=panel.axis, ylabel=panel.measure)
+    if panel.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     _scale(axes, panel, shown)
     _lead(axes, shown)

@@ -1,4 +1,4 @@
-"""A report from runs: report.csv (every evaluation), report.png (curves) and report.md (tables)."""
+"""A report from runs: report.csv (every evaluation), report.png, drift.png (curves), report.md (tables)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from pathlib import Path
 from edgewise import records
 from edgewise.errors import EdgewiseError
 from edgewise.network import Network
-from edgewise.report import words
+from edgewise.report import drift, words
 from edgewise.report.compare import labels, shared
 from edgewise.report.curves import Curve, Panel, draw_panels
 from edgewise.report.runs import Point, Run
 from edgewise.report.table import Table, shared_accuracy, tables
+from edgewise.report.watched import COLUMNS as WATCHED
 
 AXES = ("steps", "bytes", "seconds")
 FAR_APART = 10.0  # where one run takes this many times as long as another, the axis of time is logarithmic
 COLUMNS = (
     *("run", "round", "step", "examples_seen", "accuracy", "loss", "train_loss", "bytes_up", "bytes_down"),
     *("bytes_up_a_device", "bytes_down_a_device", "seconds", "network_seconds"),
+    *WATCHED,
 )
 
 
@@ -41,7 +43,9 @@ class Report:
     @property
     def tables(self) -> list[Table]:
         target = shared_accuracy(self.runs) if self.target is None else self.target
-        return tables(self.runs, target, self.network_name if self.network else None)
+        found = tables(self.runs, target, self.network_name if self.network else None)
+        further = drift.table(self.runs)
+        return found if further is None else [*found, further]
 
     @property
     def notes(self) -> list[str]:
@@ -73,6 +77,11 @@ def write(report: Report, out: Path, command: str) -> list[Path]:
     contents: dict[str, str | bytes] = {"report.csv": _csv(report.runs), "report.md": _page(report, command)}
     if any(run.points for run in report.runs):
         contents["report.png"] = picture(report)
+    further = drift_picture(report)
+    if further is not None:
+        contents["drift.png"] = further
+    else:
+        (out / "drift.png").unlink(missing_ok=True)  # of an earlier report
     for name, content in contents.items():
         records.write(out / name, content)
     return [out / name for name in contents]
@@ -88,6 +97,16 @@ def picture(report: Report) -> bytes:
     only = classes.pop() if len(classes) == 1 else None
     title = "Test accuracy" + (f" of {len(runs)} runs" if len(runs) > 1 else f" of {runs[0].name}")
     return draw_panels(panels, title, shared([run.config for run in runs]), chance=1 / only if only else None)
+
+
+def drift_picture(report: Report) -> bytes | None:
+    """How far devices drift apart and what averaging mends, as a PNG; None where no run tells of it."""
+    runs = [run for run in report.runs if run.points]
+    names = labels([run.name for run in runs], [run.config for run in runs])
+    panels = drift.panels(runs, names)
+    title = "Drift and forgetting" + ("" if len(runs) > 1 else f" of {runs[0].name}" if runs else "")
+    told = shared([run.config for run in runs]) if runs else ""
+    return draw_panels(panels, title, told, chance=None) if panels else None
 
 
 def _panel(axis: str, runs: Sequence[Run], names: Sequence[str], fleet: str) -> Panel:
@@ -122,7 +141,7 @@ def _csv(runs: Sequence[Run]) -> str:
                 "bytes_down_a_device": f"{point.bytes_down / devices:.15g}",
                 "seconds": round(point.seconds, 4),
             }
-            lines.writerow({"run": run.name, **vars(point), **each})
+            lines.writerow({"run": run.name, **vars(point), **each, **point.watched.flat()})
     return out.getvalue()
 
 
@@ -134,4 +153,6 @@ def _page(report: Report, command: str) -> str:
         lines += [f"## {table.title}", "", table.markdown(), ""]
     if any(run.points for run in report.runs):
         lines += ["![test accuracy](report.png)", ""]
+    if drift.table(report.runs) is not None:
+        lines += ["![drift and forgetting](drift.png)", ""]
     return "\n".join([*lines, f"Command: `{command}`", ""])

@@ -13,6 +13,7 @@ from edgewise import records
 from edgewise.config import Config, read_toml
 from edgewise.errors import EdgewiseError
 from edgewise.network import Network
+from edgewise.report.watched import Watched
 from edgewise.rounds import cohort, total_rounds
 
 DEEPEST = 3  # levels below a folder that is given: out/figure2-demo/runs/NAME from out
@@ -38,6 +39,7 @@ class Point:
     accuracy: float | None
     loss: float | None
     classes: int | None
+    watched: Watched
 
     @property
     def reached(self) -> float:
@@ -141,9 +143,11 @@ def _trace(path: Path, config: Config, network: Network | None) -> Iterator[Poin
             accuracy, loss = (None if row.get(k) is None else float(row[k]) for k in ("accuracy", "loss"))
             classes = None if row.get("per_class") is None else len(row["per_class"])
             loss_here, seen = float(row["train_loss"]), int(row["examples_seen"])
-        except (KeyError, TypeError, ValueError) as error:
+            watched = Watched.of(row)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, number, error) from None
-        yield Point(number, step, seen, loss_here, up, down, seconds, elapsed, accuracy, loss, classes)
+        costs = (number, step, seen, loss_here, up, down, seconds, elapsed)
+        yield Point(*costs, accuracy, loss, classes, watched)
 
 
 def _round_seconds(row: dict[str, Any], steps: int, config: Config, network: Network) -> float:

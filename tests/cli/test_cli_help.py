@@ -108,7 +108,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
             "seed": 9,
         },
         **{"data": "digits", "model": "resnet18", "engine": "inline"},
-        **{"convert": False, "objective": "cross-entropy"},
+        **{"convert": False, "objective": "cross-entropy", "head": "feature-norm:1", "diagnose": "full:5:2"},
         **{"codec": "topk:0.1:zstd", "codec_down": "int8"},
     }
     flags: list[object] = []

@@ -24,6 +24,7 @@ from edgewise.data import digits
 from edgewise.errors import EdgewiseError
 from edgewise.exports import FORMATS, PARITY, ROUNDING, _accept, _Result
 from edgewise.exports.executorch import canonical
+from edgewise.models.heads import HEADS
 from edgewise.models.norms import NORMS, BatchRenorm
 
 TINY = Config(devices=4, batch=8, width=4, steps=12, eval_every=0, norm=BatchRenorm())
@@ -66,6 +67,16 @@ def test_predict_says_what_the_model_says(format: str, trained: Path, tmp_path: 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stderr
     assert int(done.stdout[0]) == int(FORMATS[format]().open(file)(images)[0].argmax())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_is_the_model(head: str, format: str, tmp_path: Path) -> None:
+    for _ in run(replace(TINY, norm=Group(), head=HEADS[head](), steps=6), tmp_path):
+        pass
+    made = export(tmp_path, format)
+    assert made.difference <= PARITY * max(1.0, made.largest) and made.accuracy == made.trained
 
 
 @pytest.mark.slow

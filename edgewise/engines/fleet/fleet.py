@@ -205,6 +205,9 @@ class Fleet:
         self.courier.metrics.accuracy.set(result.accuracy)
         return result
 
+    def labels(self) -> dict[int, Sequence[int]]:
+        return {one.id: one.labels for one in members(self.journal).result() if one.labels}
+
     def close(self) -> None:
         """Send the agents home; for good if the run has come to its end."""
         finished = self.memories.saved == self.run.rounds

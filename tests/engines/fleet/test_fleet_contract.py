@@ -23,6 +23,7 @@ from edgewise.codecs import CODECS, DGC, inner, parse
 from edgewise.data import Dataset
 from edgewise.deploy import assemble_coordinator
 from edgewise.engines.fleet.identity import Authority
+from edgewise.engines.fleet.policy import Policy
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS
 
@@ -83,9 +84,12 @@ def test_the_fleet_gives_the_model_of_the_inline_loop(
 ) -> None:
     settings = config(**row)
     fleet = InProcess(tmp_path, data)
-    losses = [round.train_loss for round in fleet.play(settings)]
+    found = fleet.play(settings)
     agree(fleet, simulated(settings, data, tmp_path / "inline"))
-    assert losses == [row["train_loss"] for row in records.rows(tmp_path / "inline")]
+    names = ("train_loss", "drift_cosine", "drift_diversity", "forgetting")
+    expected = [[row.get(name) for name in names] for row in records.rows(tmp_path / "inline")]
+    assert [[getattr(round, name) for name in names] for round in found] == expected
+    assert all(isinstance(value, float) for value in expected[0][:3])
 
 
 def test_over_tls_with_a_cohort_of_some_and_differences_that_some_missed(
@@ -96,6 +100,28 @@ def test_over_tls_with_a_cohort_of_some_and_differences_that_some_missed(
     fleet = InProcess(tmp_path, data, authority)
     fleet.play(settings)
     agree(fleet, simulated(settings, data, tmp_path / "inline"))
+
+
+def test_local_models_are_those_of_the_inline_loop(
+    data: Dataset, authority: Authority, tmp_path: Path
+) -> None:
+    """Looked at through what devices sent, lossy as it is; what they hold is known where they tell."""
+    settings = config(algorithm="fedavg", codec="int8", norm="batch", diagnose="full:2", steps=6)
+    simulated(settings, data, tmp_path / "inline")
+    expected = [row["probe"] for row in records.rows(tmp_path / "inline")]
+    assert all(set(probe) >= {"own", "absent", "counterforce", "margin"} for probe in expected)
+    for tells in (True, False):
+        fleet = InProcess(tmp_path / str(tells), data, authority, Policy(labels=True))
+
+        def ready(fleet: InProcess, tells: bool = tells) -> None:
+            assert fleet.agents is not None
+            fleet.agents.tells = tells
+
+        fleet.ready = ready
+        fleet.play(settings)
+        found = [row["probe"] for row in records.rows(fleet.out)]
+        known = set(expected[0]) if tells else {"devices", "images", "per_class"}
+        assert found == [{name: probe[name] for name in probe if name in known} for probe in expected]
 
 
 NORMED = f"{__name__}:normed"

@@ -104,7 +104,8 @@ def test_evaluations_by_devices_outlive_the_coordinator(often: bool, tmp_path: P
         scene.check_journal(ROUNDS)
     scenes[1].check_faults()
     names = ("lr", "train_loss", "accuracy", "loss", "per_class", "worst_device")
-    ours, others = ([[row[name] for name in names] for row in rows(one.home.run)] for one in scenes)
+    names = (*names, "drift_cosine", "drift_diversity", "forgetting")
+    ours, others = ([[row.get(name) for name in names] for row in rows(one.home.run)] for one in scenes)
     assert ours == others
     assert len({row[0] for row in ours}) > 1  # the schedule heard them
     assert scenes[0].digest == scenes[1].digest

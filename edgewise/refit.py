@@ -1,0 +1,219 @@
+"""The last layer of a trained model fitted anew in closed form, from sums that devices can send.
+
+Accelerating Heterogeneous Federated Learning with Closed-form Classifiers (Fed3R), Fani et al. 2024,
+https://arxiv.org/abs/2406.01116
+
+    each device:  X'X and X'Y of its features X (n, d + 1), the last of them 1, and labels Y (n, C), one-hot
+    coordinator:  W = (sum X'X + ridge * n * I)^-1 sum X'Y          (the bias is not shrunk)
+
+Sums over devices are sums over their examples, so W is the ridge regression on all data in one place,
+whatever the skew. The logits are least-squares scores near 0 and 1: good for the largest, no probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from edgewise import records, wire
+from edgewise.assemble import make_model
+from edgewise.data.batches import Augment
+from edgewise.data.dataset import Dataset, Split
+from edgewise.data.feed import Feed
+from edgewise.data.partition import deal
+from edgewise.errors import EdgewiseError
+from edgewise.evaluate import evaluate
+from edgewise.models.heads import ScaledLinear, scaled
+from edgewise.objectives import CrossEntropy
+from edgewise.trained import Trained
+
+BATCH = 256
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Sums:
+    """`gram` (d + 1, d + 1) is X'X, `cross` (d + 1, C) is X'Y, both float64; the last feature is 1."""
+
+    gram: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> Sums:
+        """Of examples with features (N, d) and labels (N,)."""
+        wide = torch.cat([features.double(), features.new_ones(len(features), 1).double()], 1)
+        return cls(wide.T @ wide, wide.T @ F.one_hot(labels, classes).double())
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.gram + other.gram, self.cross + other.cross)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights (C, d) and bias (C,) that minimise the mean squared error + ridge * |weights|^2."""
+        examples = self.gram[-1, -1]
+        shrink = torch.full((len(self.gram),), ridge * float(examples), dtype=torch.float64)
+        shrink[-1] = 0.0
+        factor, failed = torch.linalg.cholesky_ex(self.gram + shrink.diag())
+        if int(failed):
+            raise EdgewiseError(f"refit: the features do not determine the weights; a ridge above {ridge:g}")
+        solution = torch.cholesky_solve(self.cross, factor)
+        return solution[:-1].T.contiguous(), solution[-1].contiguous()
+
+    def pack(self) -> bytes:
+        """As it travels: the upper triangle of the symmetric sum, row by row, then the other one."""
+        rows, columns = torch.triu_indices(*self.gram.shape)
+        return torch.cat([self.gram[rows, columns], self.cross.flatten()]).numpy().tobytes()
+
+    @classmethod
+    def unpack(cls, payload: bytes, features: int, classes: int) -> Sums:
+        """EdgewiseError unless the payload is sums of finite numbers of this size."""
+        side = features + 1
+        half = side * (side + 1) // 2
+        if len(payload) != 8 * (half + side * classes):
+            raise EdgewiseError(f"refit: {len(payload)} bytes are not the sums of {features} features")
+        values = torch.frombuffer(bytearray(payload), dtype=torch.float64)
+        if not bool(values.isfinite().all()):
+            raise EdgewiseError("refit: the sums are not finite")
+        rows, columns = torch.triu_indices(side, side)
+        gram = torch.zeros(side, side, dtype=torch.float64)
+        gram[rows, columns] = values[:half]
+        gram[columns, rows] = values[:half]
+        return cls(gram, values[half:].view(side, classes).clone())
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A model whose last layer was fitted anew. Accuracies on test data; bytes of all devices together."""
+
+    path: Path
+    ridge: float
+    devices: int
+    examples: int
+    accuracy: float
+    trained: float
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.path}: accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}; "
+            f"sums of {self.devices} devices, {self.bytes_up:,} bytes up, {self.bytes_down:,} down"
+        )
+
+
+def refit(
+    run: str | Path, ridge: float = RIDGE, *, out: str | Path | None = None, dataset: Dataset | None = None
+) -> Refit:
+    """Fit the last layer of a finished run's model to all devices' data, and write it into the folder `out`.
+
+    `out`: else `refit` in the run's folder; it can be exported like a run. `dataset` replaces the one that
+    the run's config names. EdgewiseError where the model has no linear last layer of ours, where its devices
+    were real ones, or where the folder holds something already.
+    """
+    folder, place = Path(run), Path(out) if out is not None else Path(run) / "refit"
+    if not 0 < ridge < float("inf"):
+        raise EdgewiseError(f"refit: a ridge of {ridge:g}; legal: above 0")
+    trained = Trained.read(folder, dataset)
+    _check(trained)
+    records.check_free(place)
+    data = trained.dataset
+    config = replace(trained.config, accelerator="cpu", precision="fp32")  # as it was read
+    torch.set_num_threads(config.threads)
+    model = make_model(config, trained.module)
+    feed = Feed.of(data, 1, Augment(), torch.float32, config.seed)
+    before = evaluate(model, data.test, feed, len(data.classes))
+    parts = deal(config.partition, data.train, len(data.classes), config.devices, config.seed)
+    payloads = [sums(trained.module, data.train.pick(part), feed, len(data.classes)).pack() for part in parts]
+    put(trained.module, payloads, ridge, len(data.classes))
+    after = evaluate(model, data.test, feed, len(data.classes))
+    state = model.read()
+    down = wire.length(state.params.nbytes, state.buffers.nbytes)
+    found = Refit(
+        path=place,
+        ridge=ridge,
+        devices=len(parts),
+        examples=sum(map(len, parts)),
+        accuracy=after.accuracy,
+        trained=before.accuracy,
+        bytes_up=sum(wire.length(len(payload), 0) for payload in payloads),
+        bytes_down=len(parts) * down,
+    )
+    changed = {
+        **{"accuracy": after.accuracy, "per_class": after.per_class},
+        "model_digest": state.digest(model.layout),
+    }
+    _write(found, folder, trained, changed)
+    return found
+
+
+@torch.no_grad()
+def sums(module: nn.Module, split: Split, feed: Feed, classes: int) -> Sums:
+    """What one device sends: the sums over its examples, as evaluation sees them."""
+    module.eval()
+    size = inputs(module, feed.plain(split.images[:1])).shape[1]
+    total = Sums(*(torch.zeros(size + 1, width, dtype=torch.float64) for width in (size + 1, classes)))
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+        total = total + Sums.of(inputs(module, feed.plain(images)), labels, classes)
+    return total
+
+
+def inputs(module: Any, images: Tensor) -> Tensor:
+    """What the last layer's weights see of images (N, C, H, W): (N, features)."""
+    features: Tensor = module.features(images)
+    head = module.classifier
+    return scaled(features, head.scale) if isinstance(head, ScaledLinear) else features
+
+
+def put(module: Any, payloads: Iterable[bytes], ridge: float, classes: int) -> None:
+    """Solve what the devices' sums come to, and write it into the last layer."""
+    head = module.classifier
+    first, *rest = (Sums.unpack(payload, head.in_features, classes) for payload in payloads)
+    weight, bias = sum(rest, first).solve(ridge)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+
+
+def _check(trained: Trained) -> None:
+    config, head = trained.config, getattr(trained.module, "classifier", None)
+    if config.engine == "fleet":
+        raise EdgewiseError(
+            "refit: real devices cannot be asked for the sums of their features yet; it takes a run of "
+            "simulated devices"
+        )
+    if not isinstance(config.objective, CrossEntropy):
+        raise EdgewiseError("refit: fits classes; the run has another objective than cross-entropy")
+    if not isinstance(head, nn.Linear) or not hasattr(trained.module, "features"):
+        raise EdgewiseError(
+            f"refit: model {config.model} with this head has no last layer to fit; it takes resnet18 or "
+            "fixup-resnet18 with head linear or feature-norm, or a model with `features(x)` and a linear "
+            "`classifier`"
+        )
+
+
+def _write(found: Refit, run: Path, trained: Trained, changed: dict[str, Any]) -> None:
+    """The model, with the run's config and its summary as changed; the summary last, as of a run."""
+    tensors = {name: tensor.contiguous() for name, tensor in trained.module.state_dict().items()}
+    tensors = {name: tensor.clone() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    facts = {name: value for name, value in asdict(found).items() if name != "path"}
+    was = records.summary(run) or {}
+    totals = {name: was[name] + facts[name] for name in ("bytes_up", "bytes_down") if name in was}
+    summary = was | changed | totals | {"refit": facts}
+    try:
+        found.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgewiseError(f"{found.path}: cannot be written ({error.strerror})") from None
+    records.write(found.path / records.CONFIG, (run / records.CONFIG).read_text(encoding="utf-8"))
+    records.write(found.path / records.MODEL, save(tensors))
+    records.write(found.path / records.SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+__all__ = ["RIDGE", "Refit", "Sums", "inputs", "put", "refit", "sums"]
