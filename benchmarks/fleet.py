@@ -42,6 +42,7 @@ HERE = Path(__file__).parent
 EDGEWISE = (sys.executable, "-m", "edgewise")
 CHUNK = 1 << 20
 BIG = 11_173_962 * 4  # bytes of ResNet18's parameters
+SETTLED = 30.0  # seconds after the last agent has connected: three beats
 WARM = 5  # rounds and turns that do not count
 
 
@@ -211,11 +212,11 @@ def load(folder: Path) -> dict[str, Any]:
 def idle(folder: Path, agents: int) -> int:
     """Bytes of memory of a coordinator to which so many agents are connected, none of them with a task."""
     folder.mkdir()
-    # A cohort of all and one that nobody answers for: the run waits, and all are idle.
-    settings = ("--width", "4", "--batch", "1", "--steps", "1", "--data", "digits")
+    # A round of all and one more, who never comes: it is not opened without it, and nobody is asked.
+    settings = ("--width", "4", "--batch", "1", "--steps", "1", "--data", "digits", "--quorum", "0.999999")
     with fleet(folder, agents, *settings, "--devices", str(agents + 1)) as (home, coordinator):
         wait_for(lambda: status(home)["connected"] >= agents, coordinator, folder, 900)
-        time.sleep(5)
+        time.sleep(SETTLED)
         return resident(coordinator)
 
 

@@ -65,6 +65,7 @@ def assemble_coordinator(config: Config, data: Dataset | tuple[Shape, int]) -> P
     classes; then devices evaluate on what they hold out.
     """
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     dataset = data if isinstance(data, Dataset) else None
     if dataset is not None:
         shape, classes = dataset.shape, dataset.classes

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from edgewise.allocator import Rest, give_back
 from edgewise.device import Reply
 from edgewise.engines.fleet.faults import Fault
 from edgewise.engines.fleet.journal import Entry, Journal
@@ -141,9 +142,12 @@ class Courier:
         self.metrics.connected.set(len(self.present()))
 
     async def watch(self, beat: float) -> None:
-        """Give up streams that have gone silent."""
+        """Give up streams that have gone silent, and the memory that many newcomers left behind."""
+        rest = Rest()
         while True:
             await asyncio.sleep(beat)
+            if self._ending is None and rest.due(len(self.sessions)):
+                self._disk.submit(give_back)
             limit = time.monotonic() - SILENT * beat
             for session in list(self.sessions.values()):
                 if session.heard < limit and session.task is not None:
@@ -156,6 +160,7 @@ class Courier:
         """Open a window: its devices are sent their task as soon as they are there."""
         self.window, self.purpose, self.examples = window, purpose, examples
         self._begun.set()
+        self._disk.submit(self.spool.cool, window.round - 1)  # its updates are in the state by now
         self.metrics.round.set(window.round)
         for device in window.asked:
             if device in self.revoked and window.waits_for(device):

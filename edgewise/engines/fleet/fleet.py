@@ -227,6 +227,7 @@ class Fleet:
         """Wait until enough devices are there, and say so now and then."""
         told = time.monotonic()
         while True:
+            began = time.monotonic()
             there = self.courier.present()
             chosen = choose(there, {member.id: member for member in known.result()})
             if chosen is not None:
@@ -235,7 +236,7 @@ class Fleet:
             if time.monotonic() - told > PATIENCE:
                 told = time.monotonic()
                 log.warning("waiting", extra={"words": f"{what}; here: {len(there)}"})
-            time.sleep(0.02)
+            time.sleep(max(0.02, 10 * (time.monotonic() - began)))  # a look at thousands takes its time
             known = members(self.journal)
 
     def _await(self, window: Window, answer: Future[Any]) -> Any:

@@ -1,7 +1,10 @@
 """The spool: an update comes in pieces, over streams and processes, and is the one that was announced."""
 
+import ctypes
 import hashlib
+import mmap
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +134,37 @@ def test_a_file_that_changed_while_the_coordinator_was_away_is_not_read(spool: S
     path.unlink()
     with pytest.raises(EdgewiseError, match="cannot be read"):
         spool.view(3, 7, DIGEST)
+
+
+def cached(path: Path) -> int:
+    """Pages of a file that the system holds in memory."""
+    mincore = ctypes.CDLL(None, use_errno=True).mincore
+    size = path.stat().st_size
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        found = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+        assert mincore(ctypes.byref(first), ctypes.c_size_t(size), found) == 0
+        del first
+    return sum(page & 1 for page in found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it holds in memory")
+def test_the_system_holds_a_large_update_until_its_round_is_over(tmp_path: Path) -> None:
+    spool, content = Spool(tmp_path / "spool"), bytes(spools.LARGE)
+    digest = hashlib.sha256(content).hexdigest()
+    for round in (3, 4):
+        coming = Arrival(spool, round, 7, digest, len(content))
+        coming.write(content)
+        coming.finish()
+    pages = {round: cached(spool.file(round, 7, digest)) for round in (3, 4)}
+    if pages[3] == 0:
+        pytest.skip("a file system that holds nothing in memory")
+    spool.cool(3)
+    assert cached(spool.file(4, 7, digest)) == pages[4]
+    if cached(spool.file(3, 7, digest)) == pages[3]:
+        pytest.skip("a file system that lives in memory")
+    assert cached(spool.file(3, 7, digest)) == 0
+    assert spool.view(3, 7, digest) == content and spool.size == stored(spool) == 2 * len(content)
 
 
 def test_what_is_written_to_a_view_is_not_written_to_the_file(spool: Spool) -> None:
