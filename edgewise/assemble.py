@@ -80,7 +80,7 @@ class Parts:
 
     @cached_property
     def watching(self) -> Watching:
-        """What watches the rounds. A gradient leads to no local model, so there is none to look at."""
+        """What watches the rounds. Only a difference leads back to a local model."""
         config, test = self.config, None if self.dataset is None else self.dataset.test
         every = config.eval_every or self.rounds
         effort = Effort(
@@ -91,7 +91,7 @@ class Parts:
         )
         looks = config.diagnose.looks(effort)
         local = looks.devices and isinstance(config.objective, CrossEntropy)
-        if test is None or not local or config.algorithm.sends_gradients:
+        if test is None or not local or not config.algorithm.sends_differences:
             return Watching(looks, config.seed, self.model, averaged=config.aggregate.linear)
         probe = Probe.of(test, len(self.classes), looks.images, config.seed)
         averaged = config.aggregate.linear

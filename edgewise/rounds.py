@@ -171,14 +171,6 @@ def _prepared_again(prepare: Callable[[Config], Parts], config: Config, folder: 
     return replace(parts, config=replace(parts.config, start=config.start))
 
 
-def _prepared_again(prepare: Callable[[Config], Parts], config: Config, folder: Path) -> Parts:
-    """The parts of a run that goes on: with a checkpoint, the weights it started from are not read."""
-    if config.start is None or not (folder / records.CHECKPOINT).exists():
-        return prepare(config)
-    parts = prepare(replace(config, start=None))
-    return replace(parts, config=replace(parts.config, start=config.start))
-
-
 def _restore(parts: Parts, path: Path) -> tuple[Progress, Note | None]:
     """Where the last checkpoint left the run, and its memories; the beginning if there is none."""
     if path.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgewise import data, records
-from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.algorithms import FedAvg, FedNova, SyncSGD
 from edgewise.assemble import assemble
 from edgewise.codecs import parse
 from edgewise.config import Config
@@ -209,15 +209,19 @@ def test_a_round_says_what_its_updates_and_local_models_were(digits: Dataset, tm
 
 
 def test_where_there_is_nothing_to_tell_apart(digits: Dataset, tmp_path: Path) -> None:
-    """Fused updates cannot be told apart, a gradient leads to no local model, one device has no pair."""
+    """Fused updates cannot be told apart, neither a gradient nor a share of an update leads to a local model,
+
+    one device has no pair.
+    """
     full = replace(TINY, steps=1, diagnose=Full(2), algorithm=SyncSGD(SGD(0.05)))
     loop = replace(full, codec=parse("topk:0.1"))
     alone = replace(APART, steps=2, cohort=1, diagnose=Full(2))
+    nova = replace(APART, steps=2, diagnose=Full(2), algorithm=FedAvg(SGD(0.05), 2, parts=(FedNova(),)))
     kept = []
-    for name, config in {"fused": full, "loop": loop, "alone": alone}.items():
+    for name, config in {"fused": full, "loop": loop, "alone": alone, "nova": nova}.items():
         ((row,), _) = played(config, tmp_path / name, digits)
         kept.append((row.drift_cosine is not None, row.probe is not None))
-    assert kept == [(False, False), (True, False), (False, True)]
+    assert kept == [(False, False), (True, False), (False, True), (True, False)]
 
 
 def test_devices_with_every_class_lack_none(digits: Dataset, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ In text an algorithm is `sync-sgd`, `fedavg`, or what is added to fedavg, joined
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -58,11 +59,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     **{name: FedAvg(parts=(part(),)) for name, part in PARTS.items()},
 }
 PLUS = "+"
+BETWEEN = re.compile(r"(?<!\de)\+")  # but not that of a number: 1e+06
 
 
 def parse(text: str, sgd: SGD, **given: Any) -> Algorithm:
     """The algorithm that `text` stands for, with `given` fields; EdgewiseError with what is legal."""
-    words = str(text).split(PLUS)
+    words = BETWEEN.split(str(text))
     if words == ["sync-sgd"]:
         return _made(SyncSGD, "sync-sgd", sgd, given)
     parts = []

@@ -70,6 +70,11 @@ class Algorithm(Protocol):
     sends_gradients: ClassVar[bool]
 
     @property
+    def sends_differences(self) -> bool:
+        """Whether the round's state and an update together are the device's model after its steps."""
+        ...
+
+    @property
     def sgd(self) -> SGD:
         """The optimizer of the steps, wherever they are taken."""
         ...

@@ -74,6 +74,10 @@ class FedAvg:
             _check_settings(self, part)
 
     @property
+    def sends_differences(self) -> bool:
+        return not any(isinstance(part, Sends) for part in self.parts)
+
+    @property
     def guided(self) -> bool:
         return any(isinstance(part, Guides) for part in self.parts)
 
@@ -160,7 +164,7 @@ def _check_places(parts: tuple[Part, ...]) -> None:
 
 def _check_epochs(algorithm: FedAvg) -> None:
     """EdgewiseError where a part needs to know the steps behind the mean update and these differ."""
-    normalised = any(isinstance(part, Sends) for part in algorithm.parts)
+    normalised = not algorithm.sends_differences
     reading = [part for part in algorithm.parts if part.rests and isinstance(part, Turns)]
     if algorithm.local_epochs and reading and not normalised:
         name = type(reading[0]).__name__.lower()

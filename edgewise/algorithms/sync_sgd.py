@@ -31,6 +31,7 @@ class SyncSGD:
     sgd: SGD = SGD()  # lives on the server, momentum and weight decay too
     sync_every: int = 1
     sends_gradients: ClassVar[bool] = True
+    sends_differences: ClassVar[bool] = False
     guided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
