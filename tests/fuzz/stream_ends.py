@@ -153,7 +153,11 @@ class Stream:
     """What gRPC gives a session: `read` hears, `write` says."""
 
     def __init__(self, words: list[Word]) -> None:
-        self._words, self.heard = iter(words), list[bytes]()
+        self._words, self.heard, self._begun = iter(words), list[bytes](), False
+
+    async def send_initial_metadata(self, _: Any) -> None:
+        assert not self._begun and not self.heard
+        self._begun = True
 
     async def read(self) -> Any:
         await asyncio.sleep(0)

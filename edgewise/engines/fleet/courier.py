@@ -63,6 +63,8 @@ class Courier:
 
     async def serve(self, member: Member, context: Any) -> None:
         """Hold the stream of one agent."""
+        # Else the first message begins the stream; gRPC fails to end one whose first message is on its way.
+        await context.send_initial_metadata(())
         if self._ending is not None:
             session = Session(self, member, context)
             session.line.start()

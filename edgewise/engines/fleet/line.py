@@ -24,7 +24,7 @@ BROKEN = (
 class Line:
     """`make` turns a message's body into its envelope (`up` or `down`), `write` sends the bytes of one."""
 
-    __slots__ = ("_cargo", "_ended", "_make", "_wake", "_words", "_write", "_writing", "sent")
+    __slots__ = ("_busy", "_cargo", "_ended", "_make", "_wake", "_words", "_write", "_writing", "sent")
 
     def __init__(self, make: Callable[..., Any], write: Callable[[bytes], Awaitable[Any]]) -> None:
         self._make, self._write = make, write
@@ -32,6 +32,7 @@ class Line:
         self._cargo: Iterator[list[memoryview]] | None = None
         self._wake = asyncio.Event()
         self._ended = False
+        self._busy = False  # a message is being written
         self._writing: asyncio.Task[None] | None = None
         self.sent = 0  # bytes of frames
 
@@ -80,19 +81,26 @@ class Line:
     async def _write_on(self) -> None:
         while not self._ended:
             if self._words:
-                await self._write(self._words.popleft())
+                await self._put(self._words.popleft())
             elif self._cargo is not None:
                 if (parts := self._next()) is not None:
                     self.sent += sum(map(len, parts))
-                    await self._write(chunk(parts))
+                    await self._put(chunk(parts))
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
+    async def _put(self, message: bytes) -> None:
+        self._busy = True
+        try:
+            await self._write(message)
+        finally:
+            self._busy = False
+
     async def flush(self, seconds: float) -> None:
         """Wait until all short messages are out, or so long: the other end may have stopped to listen."""
         until = time.monotonic() + seconds
-        while self._words and time.monotonic() < until:
+        while (self._words or self._busy) and time.monotonic() < until:
             await asyncio.sleep(0.005)
 
     def _next(self) -> list[memoryview] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import struct
@@ -16,6 +17,7 @@ from fleet_hostile import Site
 from fleet_peer import Peer, resident, until
 
 from edgewise import wire
+from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.messages import CHUNK, LARGEST, PROTOCOL, up
 
 
@@ -67,6 +69,23 @@ def test_nothing_comes_before_hello(site: Site, kind: str) -> None:
         reason = sent_away(peer)
         assert kind in reason or kind == "failure"
         site.noted("refused", reason, 2)
+
+
+def test_a_stream_ends_while_its_first_word_is_being_written(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow machine: gRPC would begin the stream once more as it ends it, fail, and tell nobody."""
+
+    async def flush(line: Line, _: float) -> None:
+        while line._words:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Line, "flush", flush)
+    with site.open():
+        for _ in range(5):
+            peer = site.peer(2)
+            peer.say(beat={"number": 1})
+            peer.hear("end")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OUT_OF_TURN if kind not in ("beat", "ready")])
