@@ -68,16 +68,24 @@ def test_a_part_that_a_loss_of_power_damaged_is_sent_again(damage: str, tmp_path
 
 
 @pytest.mark.slow
-def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 2, ("--steps", STEPS), ("--checkpoint-seconds", 1000))
+@pytest.mark.parametrize("settings", [WIDE, ("--steps", STEPS)], ids=["in a file", "among others"])
+def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(
+    settings: tuple[object, ...], tmp_path: Path
+) -> None:
+    scene = Scene(tmp_path, 2, settings, ("--checkpoint-seconds", 1000))
     scene.coordinator.faults = ["taken@2"]
     kept: dict[Path, bytes] = {}
 
     def spoil() -> None:
-        ((device, digest),) = scene.rows("SELECT device, digest FROM updates WHERE round = 2 LIMIT 1")
-        (file,) = tmp_path.glob(f"home/spool/*/2/{device}-{digest[:32]}.update")
+        query = "SELECT device, digest, place, length FROM updates WHERE round = 2 LIMIT 1"
+        ((device, digest, place, length),) = scene.rows(query)
+        assert (place is None) == (settings is WIDE)
+        name = "small.updates" if settings is not WIDE else f"2/{device}-{digest[:32]}.update"
+        (file,) = tmp_path.glob(f"home/spool/*/{name}")
         kept[file] = file.read_bytes()
-        file.write_bytes(kept[file][:-1])
+        damaged = bytearray(kept[file])
+        damaged[(place or 0) + length - 1] ^= 1
+        file.write_bytes(damaged)
 
     scene.coordinator.between = spoil
     scene.start()
