@@ -24,9 +24,10 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## a first result in about a minute: out/demo/figure2.png
 	$(BIN)/edgewise reproduce figure2 --scale demo --out out/demo --resume
 
-# One thread: tests compare runs bit for bit, and two threads a step are slower on a busy machine.
+# One thread: tests compare runs bit for bit, and two threads a step are slower on a busy machine. Processes of
+# one thread are the parallelism that pays; more than four of them would rather be short of memory.
 test: dev  ## the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: dev  ## the long tests only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow || [ $$? -eq 5 ]  # 5: there are none

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,6 +46,76 @@ def rename(path: Path, to: Path) -> None:
     with one_line(to):
         path.replace(to)
         sync_folder(to.parent)
+
+
+def write_together(main: Path, content: bytes | str, beside: Mapping[str, bytes | str]) -> None:
+    """Write `main`, and files of other names in its folder, so that `main` is there only with its own.
+
+    All are written whole in a hidden folder first, then put in place, `main` last. What fails or is
+    interrupted leaves every file as it was; a kill while they are put in place leaves all the old ones, or
+    all the new ones, or no `main`. The hidden folder that a kill leaves behind goes with the next writing.
+    """
+    folder, hidden = main.parent, main.with_name(f".{main.name}.part")
+    names = [*beside, main.name]
+    for name in names:
+        check_writable(folder / name)
+    with one_line(main):
+        _clear(hidden)
+        try:
+            for part in (hidden / "new", hidden / "old"):
+                part.mkdir(parents=True)
+            for name, text in {**beside, main.name: content}.items():
+                with one_line(folder / name):
+                    write(hidden / "new" / name, text)
+        except BaseException:  # Ctrl-C too
+            _clear(hidden)
+            raise
+        _put(folder, hidden, names)
+        _clear(hidden)
+
+
+def _clear(hidden: Path) -> None:
+    if hidden.is_dir() and not hidden.is_symlink():
+        shutil.rmtree(hidden, ignore_errors=True)
+    else:
+        hidden.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """EdgewiseError if no file can be at `path`: to be told before the work, not after it."""
+    with one_line(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {above}")
+
+
+def _put(folder: Path, hidden: Path, names: list[str]) -> None:
+    """Let hidden/new take the place of what is in the folder, the last name last; or leave it as it was."""
+    try:
+        for name in reversed(names):
+            if (folder / name).exists():
+                (folder / name).replace(hidden / "old" / name)
+        sync_folder(folder)
+        for name in names:
+            (hidden / "new" / name).replace(folder / name)
+        sync_folder(folder)
+    except BaseException:  # Ctrl-C too
+        _restore(folder, hidden, names)
+        _clear(hidden)  # not if that failed: it still holds what was there
+        raise
+
+
+def _restore(folder: Path, hidden: Path, names: list[str]) -> None:
+    for name in reversed(names):
+        if not (hidden / "new" / name).exists():  # it is in the folder
+            (folder / name).unlink(missing_ok=True)
+    for name in names:
+        if (hidden / "old" / name).exists():
+            (hidden / "old" / name).replace(folder / name)
 
 
 def _new(part: Path, mode: int | None) -> int:

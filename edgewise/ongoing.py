@@ -10,6 +10,7 @@ Simulated on a stream in which classes appear over time:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,15 @@ from edgewise.data.feed import Feed
 from edgewise.data.partition import deal
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import evaluate
+from edgewise.files import one_line
+from edgewise.reconcile import agree
 from edgewise.releases import Event, Releases, Standing
 from edgewise.rounds import run
 from edgewise.vector import FlatModel, Layout
 from edgewise.weights import fill
 
 HELD_OUT = 0.2
+STREAM = "stream.json"  # what the stream in a folder is
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ def ongoing(
 
     Classes appear in order, an even share of them each phase; a class's examples arrive evenly in the
     phases from its first on. `config` gives the length of a phase's run (`steps` or `epochs`) and deals
-    examples to devices, once. A folder that holds phases already is gone on with. EdgewiseError for a
-    stream that cannot be.
+    examples to devices, once. A folder that holds phases already is gone on with, `tolerance` aside as it
+    began. EdgewiseError for a stream that cannot be, or that is another than the folder's.
     """
     dataset = dataset or data.load(config.data, Path(config.data_dir) if config.data_dir else None)
     count = len(dataset.classes)
@@ -69,10 +73,11 @@ def ongoing(
     owners = deal(config.partition, dataset.train, count, config.devices, config.seed)
     arrivals = _arrivals(dataset.train.labels, count, phases, config.seed)
     releases = Releases.read(folder)
+    _agree(folder, config, phases, begun=bool(releases.events) or records.holds_run(_phase(folder, 0)))
     done = sum(event.kind in ("released", "refused") for event in releases.events)
     for number in range(done, phases):
         held, kept = _present(owners, arrivals <= number, config.seed)
-        weights = _trained(config, dataset, kept, releases, folder / "phases" / f"{number + 1:03}")
+        weights = _trained(config, dataset, kept, releases, _phase(folder, number))
         standings = [
             None if path is None else _standing(config, dataset, held, path)
             for path in (weights, releases.weights() if releases.current else None)
@@ -81,6 +86,34 @@ def ongoing(
         releases = releases.offer(weights, standings[0], standings[1], tolerance)
         appeared = int(torch.unique(dataset.train.labels[torch.cat(kept)]).numel())
         yield Phase(number + 1, appeared, sum(map(len, kept)), releases.events[-1], releases.current)
+
+
+def _phase(folder: Path, number: int) -> Path:
+    """The folder of a phase's run."""
+    return folder / "phases" / f"{number + 1:03}"
+
+
+def _agree(folder: Path, config: Config, phases: int, begun: bool) -> None:
+    """Write down what the stream is when it begins; EdgewiseError if it goes on as another.
+
+    With other phases, partition or seed, what was held out before would be trained on.
+    """
+    path = folder / STREAM
+    if not (begun and path.exists()):
+        with one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        records.write(path, json.dumps({"phases": phases, "config": config.flat()}, indent=2) + "\n")
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        began, was = content["phases"], Config.of(content["config"]).flat()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EdgewiseError(f"{path}: not a readable description of a stream ({error})") from None
+    if began != phases:
+        raise EdgewiseError(
+            f"--phases: the stream in {folder} has {began}, not {phases}; legal: {began}, or another --out"
+        )
+    agree(f"the stream in {folder}", was, config.flat())
 
 
 def _arrivals(labels: Tensor, classes: int, phases: int, seed: int) -> Tensor:

@@ -125,7 +125,7 @@ def drive(
         with closing(Records.reopen(folder)) as book:
             config = reconcile(folder / records.CONFIG, config)
             if records.summary(folder) is None:
-                parts = prepare(config)
+                parts = _prepared_again(prepare, config, folder)
                 progress, note = _restore(parts, folder / records.CHECKPOINT)
                 book.cut(progress.round, parts.holdings)
                 with closing(reach(parts, note)) as engine:
@@ -146,6 +146,14 @@ def total_rounds(folder: Path) -> int:
     with (folder / records.PARTITION).open(newline="") as file:
         examples = sum(int(row["examples"]) for row in csv.DictReader(file))
     return math.ceil(local_steps(config, examples) / config.algorithm.sync_every)
+
+
+def _prepared_again(prepare: Callable[[Config], Parts], config: Config, folder: Path) -> Parts:
+    """The parts of a run that goes on: with a checkpoint, the weights it started from are not read."""
+    if config.start is None or not (folder / records.CHECKPOINT).exists():
+        return prepare(config)
+    parts = prepare(replace(config, start=None))
+    return replace(parts, config=replace(parts.config, start=config.start))
 
 
 def _restore(parts: Parts, path: Path) -> tuple[Progress, Note | None]:

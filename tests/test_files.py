@@ -1,10 +1,12 @@
 """Private files: their mode from the first byte on, what is refused, and waiting for one's turn."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
+from command import edgewise
 
 from edgewise import files
 from edgewise.errors import EdgewiseError
@@ -67,3 +69,83 @@ def test_who_comes_second_waits(tmp_path: Path) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+# ---- files that belong together ----
+
+TOGETHER = r"""
+import errno, os, signal, sys
+from pathlib import Path
+from edgewise import files
+
+which, at, text = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+seen = 0
+
+def watch(event, arguments):
+    global seen
+    if event not in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"):
+        return
+    if event == "open" and not arguments[2] & os.O_WRONLY:
+        return
+    seen += 1
+    if seen == at and which == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seen == at and which == "stop":
+        raise KeyboardInterrupt
+    if seen == at and which == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+sys.addaudithook(watch)
+try:
+    files.write_together(Path("m"), "m " + text, {"a": "a " + text, "b": "b " + text})
+except KeyboardInterrupt:
+    sys.exit(130)
+except files.EdgewiseError as error:
+    sys.exit(2 if "No space left" in str(error) else 1)
+"""
+OLD, NEW = ({name: f"{name} {text}" for name in "abm"} for text in ("old", "new"))
+
+
+def there(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("before", [pytest.param("nothing", marks=pytest.mark.slow), "old"])
+@pytest.mark.parametrize("which", ["kill", "stop", pytest.param("full", marks=pytest.mark.slow)])
+def test_files_that_belong_together_are_there_together(which: str, before: str, tmp_path: Path) -> None:
+    statuses, ends = [], []
+    for at in range(1, 99):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        if before == "old":
+            files.write_together(folder / "m", OLD["m"], {name: OLD[name] for name in "ab"})
+        done = edgewise(which, at, "new", folder=folder, program=TOGETHER)
+        left = there(folder)
+        statuses.append(done.status)
+        if "m" in left:
+            assert left in (OLD, NEW), (at, left)
+        if which != "kill":  # it is told, and puts everything back
+            assert left in ((OLD if before == "old" else {}), NEW), (at, left, done)
+            assert at > 1 or left != NEW
+        ends.append(left)
+        files.write_together(folder / "m", NEW["m"], {name: NEW[name] for name in "ab"})
+        assert there(folder) == NEW and sorted(os.listdir(folder)) == ["a", "b", "m"], at
+        if done.status == 0 and left == NEW and statuses[-3:] == [0, 0, 0]:
+            break
+    told = {"kill": -signal.SIGKILL, "stop": 130, "full": 2}[which]
+    assert statuses.count(told) > 10 and statuses[-1] == 0
+    assert ends[0] == (OLD if before == "old" else {}) and ends[-1] == NEW
+
+
+def test_where_no_file_can_be_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    files.check_writable(tmp_path / "a" / "b" / "c")
+    for path, says in (
+        ("file/x", "is no folder"),
+        ("folder", "Is a directory"),
+        ("file/a/b", "is no folder"),
+    ):
+        with pytest.raises(EdgewiseError, match=says):
+            files.check_writable(tmp_path / path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]

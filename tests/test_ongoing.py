@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command import edgewise, start, until
 
-from edgewise import Config, Dirichlet, Releases
+from edgewise import Config, Dirichlet, Iid, Releases
 from edgewise.data import digits
 from edgewise.errors import EdgewiseError
 from edgewise.ongoing import _arrivals, _present, ongoing
@@ -90,6 +91,25 @@ def test_a_drifting_stream_from_end_to_end(tmp_path: Path) -> None:
     assert list(ongoing(TINY, tmp_path / "o", phases=2)) == [], "what is done is not done again"
     with pytest.raises(EdgewiseError, match="--phases: 11 is out of range; legal: 1 to 10"):
         list(ongoing(TINY, tmp_path / "o", phases=11))
+    for other, phases, says in (
+        (TINY, 5, r"--phases: the stream in .*o has 2, not 5; legal: 2, or another --out"),
+        (TINY, 1, r"--phases: the stream in .*o has 2, not 1; legal: 2, or another --out"),
+        (replace(TINY, seed=1), 2, r"seed: the stream in .*o has 0, not 1; resume it as it was, or give"),
+        (replace(TINY, partition=Iid()), 2, r"partition: the stream in .*o has 'dirichlet:1', not 'iid'"),
+    ):
+        with pytest.raises(EdgewiseError, match=says) as caught:
+            list(ongoing(other, tmp_path / "o", phases=phases))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "o" / "stream.json").write_text('{"phases": 2')
+    with pytest.raises(EdgewiseError, match=r"stream.json: not a readable description"):
+        list(ongoing(TINY, tmp_path / "o", phases=2))
+
+
+def test_a_stream_that_never_began_may_begin_as_another(tmp_path: Path) -> None:
+    with pytest.raises(EdgewiseError, match="model"):
+        list(ongoing(replace(TINY, model="examples.shelf:nothing"), tmp_path / "o", phases=2))
+    (phase,) = ongoing(replace(TINY, steps=1), tmp_path / "o", phases=1)
+    assert phase.current == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -356,3 +357,24 @@ def test_a_finished_run_prints_its_summary_again(tmp_path: Path) -> None:
     summary = records.summary(out) or {}
     assert shown == {name: summary[name] for name in shown} and shown["rounds"] == 24
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_run_that_has_a_checkpoint_needs_the_weights_it_started_from_no_more(tmp_path: Path) -> None:
+    played(TINY, tmp_path / "first")
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes((tmp_path / "first" / records.MODEL).read_bytes())
+    config = replace(TINY, start=str(weights))
+    alone = played(config, tmp_path / "alone")
+    for name, seconds in (("cut", 0.0), ("early", math.inf)):
+        play = run(config, tmp_path / name, checkpoint_seconds=seconds)
+        next(play)
+        if name == "cut":
+            play.close()
+        else:  # a kill before the first checkpoint
+            killed = shutil.copytree(tmp_path / name, tmp_path / "killed")
+            play.close()
+    weights.unlink()
+    assert played(config, tmp_path / "cut", resume=True) == alone
+    assert f'start = "{weights}"' in (tmp_path / "cut" / records.CONFIG).read_text()
+    with pytest.raises(EdgewiseError, match=r"weights.safetensors: not readable weights \(No such file"):
+        played(config, killed, resume=True)

@@ -9,6 +9,7 @@ import click
 
 from edgewise.cli.run import given_settings, settings
 from edgewise.cli.stopping import stopped_with
+from edgewise.files import check_writable
 
 PAGE = Path("out/inspect.html")
 
@@ -28,6 +29,7 @@ def inspect(config_file: Path | None, extras: tuple[str, ...], out: Path, **flag
     from edgewise import inspection  # here, because it imports PyTorch
 
     config = given_settings(config_file, flags, extras)
+    check_writable(out)
     with stopped_with("nothing was written"):
         found = inspection.inspect(config, say=lambda words: click.echo(f"measuring {words}", err=True))
     click.echo(found.text)

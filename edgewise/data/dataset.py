@@ -15,6 +15,7 @@ from edgewise.data.batches import Augment
 from edgewise.errors import EdgewiseError
 
 Array = Tensor | NDArray[Any]
+PARTS = ("images", "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,21 +159,26 @@ def _target_shape(split: Split) -> tuple[int, ...] | None:
 
 
 def _split(name: str, which: str, pair: tuple[Array, Array], aim: Array | None) -> Split:
-    images, labels = (_tensor(part) for part in pair)
-    targets = None if aim is None else _tensor(aim).float()
+    where = f"dataset {name!r}, {which}"
+    images, labels = (_tensor(part, f"{where}: {what}") for part, what in zip(pair, PARTS, strict=True))
+    targets = None if aim is None else _tensor(aim, f"{where}: targets").float()
     # Labels of any integer width are harmless; floats or bools are more likely a mix-up of arguments.
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.to(torch.int64)
     try:
         return Split(images.contiguous(), labels.contiguous(), targets)
     except EdgewiseError as error:
-        raise EdgewiseError(f"dataset {name!r}, {which}: {error}") from None
+        raise EdgewiseError(f"{where}: {error}") from None
 
 
-def _tensor(array: Array) -> Tensor:
+def _tensor(array: Array, what: str) -> Tensor:
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         array = array.copy()  # PyTorch has no read-only tensors
-    return torch.as_tensor(array)
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError):
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise EdgewiseError(f"{what} are {kind}, which is not numbers; give an array of numbers") from None
 
 
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:

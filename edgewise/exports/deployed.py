@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,13 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) to float32 (N, outputs)."""
-        answers: Tensor = logits(self.module((images.float() / 255 - self.mean) / self.std))
+        """uint8 (N, C, H, W) to (N, outputs), in float32 unless made `in_float64`."""
+        answers: Tensor = logits(self.module((images.to(self.mean.dtype) / 255 - self.mean) / self.std))
         return answers
+
+    def in_float64(self) -> Deployed:
+        """A copy in double precision, which differs from the real numbers' answers by next to nothing."""
+        return copy.deepcopy(self).double()
 
 
 def deploy(

@@ -10,6 +10,7 @@ score from there is a forecast, not a result: results/foresight has how often it
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def inspect(
     gaps = layer_gaps(parts, devices)
     say("where their updates go")
     agreed = agreement(parts, devices)
+    if not all(math.isfinite(a.cosine + a.diversity) for a in agreed):
+        notes += ("updates are not finite: training would diverge; try a lower lr, or look at the model",)
     say("what a round sends")
     sent = traffic(parts)
     assert parts.dataset is not None and parts.held is not None  # it is simulated

@@ -15,7 +15,7 @@ from typing import Any
 from edgewise import codecs
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.config import Config
-from edgewise.data.skew import BREAKS
+from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.agreement import Agreement
 from edgewise.inspection.traffic import NETWORK, Traffic
 from edgewise.models.norms import Group
@@ -60,22 +60,27 @@ def advise(config: Config, found: Findings) -> list[Advice]:
     for step in (_norm, _algorithm, _codec):
         change, reason, config = step(config, found)
         what = step.__name__.removeprefix("_")
-        made.append(Advice(what, change, reason, command(config)))
+        made.append(Advice(what, change, reason, command(config, [*(a.what for a in made), what])))
     return made
 
 
-def command(config: Config) -> str:
-    """The command that runs this config."""
+def command(config: Config, named: Sequence[str] = ()) -> str:
+    """The command that runs this config; settings in `named` are in it even at their defaults."""
     flat = config.flat()
     words = ["edgewise", "run"]
     defaults = {setting.name: setting.default for setting in SETTINGS}
     for name, value in flat.items():
         if name == "set":
             words += [word for key, v in value.items() for word in ("--set", f"{key}={v}")]
-        elif value is not None and value != defaults[name] and not _implied(name, value, flat):
+        elif value is not None and (name in named or _says(name, value, defaults[name], flat)):
             flag = "--" + name.replace("_", "-")
             words += [flag] if value is True else [flag, _number(value)]
     return shlex.join(words)
+
+
+def _says(name: str, value: Any, default: Any, flat: dict[str, Any]) -> bool:
+    """Whether this has to be in the command: not what is so by default, or by the algorithm itself."""
+    return value != default and not _implied(name, value, flat)
 
 
 def _implied(name: str, value: Any, flat: dict[str, Any]) -> bool:
@@ -93,6 +98,9 @@ def _norm(config: Config, found: Findings) -> tuple[str, str, Config]:
     share = f"{found.apart:.0%} of the pairs of classes meet on no device"
     if not found.norms:
         return "keep it", "no layer of the model takes its statistics from a device's batch", config
+    if not found.fails and found.apart >= DOUBTFUL:
+        told = "made splits as far apart lost 4 to 20 points; train a while with both, and compare"
+        return "keep it for now, and try group norm beside it", f"{share}: {told}", config
     if not found.fails and not found.broken:
         return "keep it", f"only {share}, and no layer's statistics differ by more than chance", config
     if not found.fails:

@@ -13,7 +13,7 @@ from edgewise.inspection.advice import command
 if TYPE_CHECKING:
     from edgewise.inspection import Inspection
 
-BLUE, RED, GREY = "#0072b2", "#d55e00", "#888888"
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#888888"
 DEVICES = 40  # shown in the picture of who holds what
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -21,7 +21,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-size: .9rem }
 td, th { padding: .15rem .8rem .15rem 0; text-align: right }
-td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere } tr.bad td { color: #b04000 }
+td:first-child, th:first-child, .facts td { text-align: left; overflow-wrap: anywhere }
+tr.bad td { color: #b04000 }
 .verdict { padding: .6rem 1rem; border-left: 6px solid #009e73; background: #f3f7f5 }
 .verdict.bad { border-color: #d55e00; background: #fdf3ec }
 code { background: #f2f2f2; padding: .1rem .3rem; overflow-wrap: anywhere }
@@ -33,7 +34,8 @@ pairs of classes that meet on no device, where norms take their statistics from 
 classes are never told apart under the same statistics. It is a forecast from made splits of digits and
 CIFAR-10, not a result of this run."""
 GAPS = """How far the mean of what a norm sees on one device lies from the mean on all, in standard deviations
-(root mean square over devices and channels), beside the same for examples dealt at random."""
+(root mean square over devices and channels), beside the same for examples dealt at random. Times: one over
+the other. Nats: how far the distribution on a device diverges from everyone's, a channel, beyond chance."""
 UPDATES = """Cosine of two devices' updates after some local steps, and their diversity
 (mean |u|² / |mean u|²): at 1 all devices agree. Drift is the diversity as a multiple of IID devices'."""
 
@@ -51,7 +53,7 @@ def html(found: Inspection) -> str:
         _advice(found),
         "<h2>Who holds what</h2>",
         _figure(lambda axes: _holdings(axes, found), 6.5, 3.2),
-        _table(("", ""), table.skew_rows(found)),
+        _table(("", ""), table.skew_rows(found), kind="facts"),
         *_norms(found),
         *_updates(found),
         "<h2>Bytes of a round</h2>",
@@ -97,14 +99,16 @@ def _updates(found: Inspection) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool] = ()) -> str:
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool] = (), kind: str = "numbers"
+) -> str:
     marks = list(bad) or [False] * len(rows)
     lines = "".join(
         f"<tr{' class=bad' if mark else ''}>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>"
         for row, mark in zip(rows, marks, strict=True)
     )
     top = f"<tr>{''.join(f'<th>{_text(cell)}</th>' for cell in head)}</tr>" if any(head) else ""
-    return f"<table>{top}{lines}</table>"
+    return f'<table class="{kind}">{top}{lines}</table>'
 
 
 def _text(text: str) -> str:
@@ -133,8 +137,9 @@ def _figure(draw: Callable[[Any], None], width: float, height: float) -> str:
 
 def _holdings(axes: Any, found: Inspection) -> None:
     held = found.held[:DEVICES].T.numpy()
-    image = axes.imshow(held, aspect="auto", cmap="Blues", interpolation="nearest")
+    image = axes.imshow(held, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
     axes.set(xlabel="device", ylabel="class")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     classes = found.parts.classes
     if len(classes) <= 20:
         axes.set_yticks(range(len(classes)), classes, parse_math=False)
@@ -142,17 +147,17 @@ def _holdings(axes: Any, found: Inspection) -> None:
 
 
 def _gaps(axes: Any, found: Inspection) -> None:
-    places = range(len(found.gaps))
-    axes.bar(places, [g.gap for g in found.gaps], color=[RED if g.breaks else BLUE for g in found.gaps])
+    places = range(1, len(found.gaps) + 1)
+    axes.bar(places, [g.gap for g in found.gaps], color=[ORANGE if g.breaks else BLUE for g in found.gaps])
     axes.plot(places, [g.chance for g in found.gaps], color="black", marker="_", markersize=9, linestyle="")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="norm, from the input on", ylabel="deviations")
-    axes.set_title("bars: devices (red: more than twice chance); dashes: chance", loc="left", fontsize=9)
+    axes.set_title("bars: devices (orange: more than twice chance); dashes: chance", loc="left", fontsize=9)
 
 
 def _agreement(axes: Any, found: Inspection) -> None:
     steps = [a.steps for a in found.agreement]
-    axes.plot(steps, [a.diversity for a in found.agreement], color=RED, marker="o", label="these devices")
+    axes.plot(steps, [a.diversity for a in found.agreement], color=ORANGE, marker="o", label="these devices")
     axes.plot(steps, [a.diversity_iid for a in found.agreement], color=GREY, marker="o", label="IID devices")
     axes.set(xlabel="local steps", ylabel="diversity of updates", xscale="log")
     axes.set_xticks(steps, [str(step) for step in steps])
@@ -164,4 +169,4 @@ def _agreement(axes: Any, found: Inspection) -> None:
 def _codecs(axes: Any, found: Inspection) -> None:
     names, sizes = list(found.traffic.by_codec), list(found.traffic.by_codec.values())
     axes.barh(names[::-1], sizes[::-1], color=BLUE)
-    axes.set(xscale="log", xlabel="bytes a device sends in a round")
+    axes.set(xscale="log", xlabel="bytes a device sends in a round", xlim=(min(sizes) / 3, max(sizes) * 1.5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgewise.data.skew import BREAKS
+from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.traffic import NETWORK
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ def verdict(found: Inspection) -> str:
         return "No layer takes its statistics from a device's batch: skewed labels break no norm here."
     if not found.score:
         return "The norms share their statistics, or correct them: no failure of the norm is expected."
-    words = (
-        "expect to lose more than ten points of accuracy"
-        if found.fails
-        else "no failure of the norm expected"
-    )
+    words = "no failure of the norm expected"
+    if found.fails:
+        words = "expect to lose more than ten points of accuracy"
+    elif found.score >= DOUBTFUL:
+        words = f"close to it; made splits from {DOUBTFUL:g} on lost 4 to 20 points"
     return f"Score {found.score:.2f} ({BREAKS:g} and more fails): {words}."
 
 

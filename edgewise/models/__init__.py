@@ -91,7 +91,7 @@ def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
     """EdgewiseError unless the model turns two images into two rows of logits."""
     mode = model.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             answers = logits(model.eval()(torch.zeros(2, *shape)))
     except Exception as error:  # a user's model can raise anything
         raise EdgewiseError(f"model {name}: fails on images of shape {shape}: {_line(error)}") from error
@@ -100,6 +100,12 @@ def _try_out(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
     if not isinstance(answers, torch.Tensor) or answers.shape != (2, classes):
         found = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
         raise EdgewiseError(f"model {name}: gives {found} for 2 images; it must give (2, {classes})")
+    if not answers.is_floating_point():
+        raise EdgewiseError(f"model {name}: gives {answers.dtype}; it must give floats, the logits")
+    if not answers.requires_grad:
+        raise EdgewiseError(
+            f"model {name}: no gradient goes from its answers to its parameters (detach, no_grad?)"
+        )
 
 
 def _optional(make: Callable[..., nn.Module], offered: dict[str, Any]) -> dict[str, Any]:

@@ -183,7 +183,9 @@ def ternary_error(x: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("codec", "error"), [(Sign(), sign_error), (Levels(1), sign_error), (Ternary(), ternary_error)], ids=repr
+    ("codec", "error"),
+    [(Sign(), sign_error), (Levels(1), sign_error), (Ternary(), ternary_error)],
+    ids=["sign", "levels:1", "ternary"],  # a function's repr is another in each process
 )
 @pytest.mark.parametrize("vector", [normal(3000), heavy(3000)], ids=["normal", "heavy"])
 def test_the_contraction_constant(codec: Codec, error: object, vector: Tensor) -> None:

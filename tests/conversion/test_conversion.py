@@ -5,19 +5,22 @@ trains.
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.conversion import LEGAL, convert, fold, recalibrate
+from edgewise.conversion import LEGAL, Conversion, convert, fold, recalibrate
 from edgewise.conversion.folding import plain
 from edgewise.conversion.layers import rebuilt
 from edgewise.conversion.recalibration import Moments
 from edgewise.conversion.residual import branches
 from edgewise.errors import EdgewiseError
+from edgewise.models import build
 from edgewise.models.kinds import kinds
-from edgewise.models.norms import NORMS, BatchRenorm2d, WSConv2d
+from edgewise.models.norms import NORMS, BatchRenorm2d, Group, WSConv2d
+from edgewise.models.outputs import logits
 from edgewise.vector import FlatModel, Layout
 
 EXACT = ("batch", "batch-sync", "batch-renorm", "none")
@@ -201,3 +204,53 @@ def test_what_cannot_be_converted_is_one_line(model: nn.Module, norm: str, says:
     with pytest.raises(EdgewiseError, match=says) as caught:
         convert(model, norm, images())
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def fixed() -> Conversion:
+    """A ResNet50 of `transformers`, in float64, as Fixup."""
+    images50 = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    model = build("transformers:resnet", (3, 32, 32), 10, 8, Group(), 0).double()
+    found = branches(model, images50)
+    assert [len(branch.convs) for branch in found] == [3] * 16
+    assert [bool(branch.shortcut) for branch in found].count(True) == 4
+    return convert(model, "fixup", images50)
+
+
+def colours() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+
+
+@pytest.mark.slow
+def test_a_resnet50_as_fixup_starts_as_its_stem_and_shortcuts(fixed: Conversion) -> None:
+    net, x = copy.deepcopy(fixed.model).eval(), colours()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert len(fixed.changes) >= 53 + 48 and not fixed.exact
+    with torch.no_grad():
+        expected = net.get_submodule("resnet.embedder")(x)
+        for stage in net.get_submodule("resnet.encoder.stages"):  # type: ignore[attr-defined]
+            for layer in stage.layers:
+                expected = torch.relu(layer.shortcut(expected))
+        answer = net.get_submodule("resnet")(x).last_hidden_state
+        assert torch.allclose(answer, expected, rtol=0, atol=1e-12) and expected.abs().max() > 0.01
+        assert not net(x).logits.any(), "the classifier is zero"
+
+
+@pytest.mark.slow
+def test_a_resnet50_as_fixup_trains(fixed: Conversion) -> None:
+    flat = FlatModel(copy.deepcopy(fixed.model).train(), Layout.of(fixed.model))
+    x, y, losses, moved = colours(), torch.arange(4), [], []
+    for _ in range(3):
+        flat.grads.zero_()
+        loss = nn.functional.cross_entropy(logits(flat(x)), y)
+        loss.backward()
+        losses.append(loss.item())
+        moved.append(int((flat.grads != 0).sum()))
+        assert torch.isfinite(flat.grads).all()
+        with torch.no_grad():
+            flat.params.add_(flat.grads, alpha=-0.01)
+    assert losses[0] == pytest.approx(math.log(10)) and losses[2] < losses[1] < losses[0]
+    # First only the classifier can move; then the last convolutions of the branches; then every convolution.
+    assert moved[0] <= 10 * 2049 < moved[1] < moved[2]
+    still = [n for n, p in flat.module.named_parameters() if p.dim() == 4 and not p.grad.any()]  # type: ignore[union-attr]
+    assert still == []

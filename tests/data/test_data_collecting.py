@@ -92,6 +92,8 @@ def test_train_and_test_may_be_given() -> None:
         ([(PIXELS[0], 0), (PIXELS[1], 1)], "too few to hold some back"),
         ((PIXELS[:, None].astype(np.int16), LABELS), "images must be uint8"),
         ((PIXELS[:, None], LABELS[:3]), "20 images, 3 labels"),
+        ((PIXELS[:, None], LABELS.astype(str)), "train: labels are <U21, which is not numbers"),
+        ((PIXELS[:, None].astype(object), LABELS), "train: images are object, which is not numbers"),
         ((PIXELS[:, None], LABELS - 1), "train labels run from -1 to 0"),
     ],
 )
@@ -156,6 +158,20 @@ def seven(shape, classes):
 
 def right(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+class Other(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.net, self.last = right((1, 8, 8), 10), last
+
+    def forward(self, x):
+        return self.last(self.net(x))
+
+def whole(shape, classes):
+    return Other(lambda y: y.long())
+
+def cut(shape, classes):
+    return Other(lambda y: y.detach())
 """
 
 
@@ -165,6 +181,8 @@ def test_bad_input_of_a_run_is_one_line_and_leaves_nothing(tmp_path: Path) -> No
         ("--data", "own:data", "--model", "own:seven"): "gives (2, 7) for 2 images; it must give (2, 10)",
         ("--data", "own:wrong_dtype", "--model", "own:right"): "images must be uint8",
         ("--data", "own:unlabelled", "--model", "own:right"): "labels",
+        ("--data", "own:data", "--model", "own:whole"): "gives torch.int64; it must give floats",
+        ("--data", "own:data", "--model", "own:cut"): "no gradient goes from its answers to its parameters",
         ("--data", "own:data", "--model", "own:missing"): "own:missing: cannot import it",
         ("--data", "own:none"): "none",
         ("--data", "own:data", "--model", "own:right", "--partition", "dirichlet:0.001"): "without examples",

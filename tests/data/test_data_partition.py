@@ -171,10 +171,10 @@ def test_redrawing_ends_where_it_only_just_fails(partition: Partition) -> None:
 
 @pytest.mark.parametrize("partition", [Iid(), Labels(2), Dirichlet(100.0), Quantity(100.0)])
 def test_a_hundred_thousand_devices_take_seconds(partition: Partition) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     parts = deal(partition, balanced(10, 100_000), 10, 100_000, seed=0)
     assert len(parts) == 100_000
-    assert time.monotonic() - begin < 10  # a scan of the examples for each device takes minutes
+    assert time.process_time() - begin < 10  # a scan of the examples for each device takes minutes
 
 
 def test_the_first_empty_device_is_named() -> None:

@@ -13,13 +13,26 @@ import pytest
 import torch
 from command import edgewise
 
-from edgewise import Config, Dirichlet, FedAvg, Group, Iid, Inspection, Labels, Quantity, inspect
+from edgewise import (
+    SGD,
+    Config,
+    Dirichlet,
+    FedAvg,
+    Group,
+    Iid,
+    Inspection,
+    Labels,
+    Quantity,
+    SyncSGD,
+    inspect,
+)
 from edgewise.assemble import SkewedNorm, assemble
 from edgewise.config import Config as Parsed
 from edgewise.data.skew import BREAKS, apart, skew
 from edgewise.experiments.forecast import area
-from edgewise.inspection.advice import command
-from edgewise.models.norms import Batch, BatchRenorm, BatchSync
+from edgewise.inspection.advice import Findings, advise, command
+from edgewise.inspection.table import verdict
+from edgewise.models.norms import Batch, BatchRenorm, BatchSync, NoNorm
 
 TINY = Config(width=4, batch=8, norm=Batch(), partition=Labels(2), steps=2)
 
@@ -44,6 +57,24 @@ def test_failure_is_foreseen_on_two_classes_a_device_and_not_on_iid(
     assert not even.fails and even.score < 0.15
     assert all(gap.breaks for gap in skewed.gaps) and not any(gap.breaks for gap in even.gaps)
     assert len(skewed.gaps) == 20
+
+
+def test_a_score_near_the_threshold_says_what_such_splits_lost(skewed: Inspection) -> None:
+    near = replace(skewed, skew=replace(skewed.skew, apart=0.8))
+    assert not near.fails and "close to it; made splits from 0.75 on lost 4 to 20 points" in verdict(near)
+    far = replace(skewed, skew=replace(skewed.skew, apart=0.7))
+    assert "no failure of the norm expected" in verdict(far)
+    found = Findings(
+        apart=0.8,
+        fails=False,
+        norms=["norm"],
+        broken=0,
+        foreign=False,
+        agreement=skewed.agreement,
+        traffic=skewed.traffic,
+    )
+    assert "try group norm beside it" in advise(TINY, found)[0].change
+    assert advise(TINY, replace(found, apart=0.7))[0].change == "keep it"
 
 
 def test_a_norm_that_is_no_batch_s_is_foreseen_to_hold() -> None:
@@ -100,6 +131,7 @@ def test_every_advice_is_a_command_that_parses_to_what_it_says(skewed: Inspectio
     for advice in skewed.advice:
         program, run, *flags = shlex.split(advice.command)
         assert (program, run) == ("edgewise", "run") and advice.reason
+        assert f"--{advice.what}" in flags, "what is advised is in the command, even if it is the default"
         named = dict(zip(flags[::2], flags[1::2], strict=True))
         config = Parsed.of({k.removeprefix("--").replace("-", "_"): _typed(v) for k, v in named.items()})
         assert config.norm == Group() and config.partition == Labels(2)
@@ -151,6 +183,14 @@ def test_the_page_needs_no_other_file(skewed: Inspection) -> None:
     assert text.count("<svg") == 4 and "Score 0.89" in text and skewed.advice[0].command in text
 
 
+def test_updates_that_are_not_finite_are_told(even: Inspection) -> None:
+    wild = replace(FEW, norm=NoNorm(), algorithm=SyncSGD(SGD(lr=1e9)))
+    found = inspect(wild)
+    assert any("updates are not finite" in note for note in found.notes) and "not finite" in found.text
+    assert not any("not finite" in note for note in even.notes)
+    assert "updates are not finite" in found.html()
+
+
 def test_names_in_the_page_are_escaped() -> None:
     data = assemble(replace(FEW, norm=Group())).dataset
     named = replace(data, name="<b>&", classes=("<i>", *data.classes[1:]))
@@ -165,6 +205,8 @@ def test_the_command_exits_0_whatever_it_finds(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.html").stat().st_size > 10_000
     assert re.search(r"^wrote a/b.html$", done.out, re.M)
     assert "unknown" in edgewise("inspect", "--norm", "x", folder=tmp_path).error
+    (tmp_path / "file").touch()  # told before the measuring, which takes a minute
+    assert "is no folder" in edgewise("inspect", *flags, "--out", "file/b.html", folder=tmp_path).error
 
 
 def test_run_warns_once_in_one_line(tmp_path: Path) -> None:
