@@ -208,14 +208,15 @@ class Session:
             )
         else:
             self.loose, self.seconds = 0, update.seconds
-            if not update.offset and len(update.data) == update.length:
-                await self._complete(Whole(update.round, device, digest, update.data))
+            data = update.data  # a copy, every time it is asked for
+            if not update.offset and len(data) == update.length:
+                await self._complete(Whole(update.round, device, digest, data))
                 return
             self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
                 log.info("resumed", extra={"device": device, "round": update.round, "words": words})
-            await self._more(self.arrival, update.data)
+            await self._more(self.arrival, data)
 
     async def _counts(self, round: int) -> str | None:
         """The digest of this device's update that counts in a round, if there is one."""

@@ -67,6 +67,13 @@ def test_a_part_that_a_loss_of_power_damaged_is_sent_again(damage: str, tmp_path
     assert [("damaged" in words) for (words,) in deferred] == ([True] if damage == "zeros" else [])
 
 
+def flip(file: Path, at: int) -> None:
+    """Change one bit of a file, or change it back."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [WIDE, ("--steps", STEPS)], ids=["in a file", "among others"])
 def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(
@@ -74,28 +81,26 @@ def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(
 ) -> None:
     scene = Scene(tmp_path, 2, settings, ("--checkpoint-seconds", 1000))
     scene.coordinator.faults = ["taken@2"]
-    kept: dict[Path, bytes] = {}
+    spoiled: list[tuple[Path, int]] = []
 
     def spoil() -> None:
         query = "SELECT device, digest, place, length FROM updates WHERE round = 2 LIMIT 1"
         ((device, digest, place, length),) = scene.rows(query)
         assert (place is None) == (settings is WIDE)
-        name = "small.updates" if settings is not WIDE else f"2/{device}-{digest[:32]}.update"
+        name = f"2/{device}-{digest[:32]}.update" if place is None else "small.updates"
         (file,) = tmp_path.glob(f"home/spool/*/{name}")
-        kept[file] = file.read_bytes()
-        damaged = bytearray(kept[file])
-        damaged[(place or 0) + length - 1] ^= 1
-        file.write_bytes(damaged)
+        spoiled.append((file, (place or 0) + length - 1))
+        flip(*spoiled[0])
 
     scene.coordinator.between = spoil
     scene.start()
     try:
         with pytest.raises(AssertionError, match="ended with 2") as caught:
             scene.tend()
-        ((file, content),) = kept.items()
+        ((file, at),) = spoiled
         assert f"edgewise: {file.relative_to(tmp_path)}: damaged" in str(caught.value)
         assert "Traceback" not in str(caught.value)
-        file.write_bytes(content)  # an operator who has a copy goes on
+        flip(file, at)  # an operator who has a copy of these bytes goes on
         scene.coordinator.start()
         scene.tend()
     finally:
