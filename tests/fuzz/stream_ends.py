@@ -38,6 +38,7 @@ from edgewise.engines.fleet.messages import EVALUATE, PROTOCOL, TRAIN, Down, Up,
 from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.roster import add, member
 from edgewise.engines.fleet.screen import Screen
+from edgewise.engines.fleet.segment import PAGE
 from edgewise.engines.fleet.spool import Spool
 from edgewise.engines.fleet.window import Window
 from edgewise.errors import EdgewiseError
@@ -89,7 +90,7 @@ class CoordinatorEnd:
         pending = {"pending_round": round, "pending_digest": digest, "in_hand": True}
         hello = {"protocol": PROTOCOL, "version": "1", "run": rng.choice(("", run.id)), "held": round - 1}
         ready = {"layout": self.parts.plan["layout"], "examples": 24, "tests": 12}
-        size, start = rng.choice((100, 1 << 20)), rng.choice((0, 0, 50))
+        size, start = rng.choice((100, 1 << 20)), rng.choice((0, 0, 50, len(frame), len(frame)))
         head = {"round": round, "digest": digest, "length": len(frame), "seconds": 0.1}
         pieces = [frame[at : at + size] for at in range(start, len(frame), size)]
         messages: list[tuple[str, dict[str, Any]]] = [
@@ -136,7 +137,8 @@ class CoordinatorEnd:
 
     async def check(self, window: Window, purpose: int) -> None:
         demand(set(window.taken) <= {DEVICE} and not window.doubt, f"{window.taken} have answered")
-        demand(self.spool.size <= self.parts.run.longest, f"{self.spool.size} bytes in the spool")
+        size = self.spool.size + self.spool.segment.size
+        demand(size <= self.parts.run.longest + PAGE, f"{size} bytes in the spool")
         demand(not window.closed, "the round has ended without the other device")
         taken = await asyncio.wrap_future(self.journal.taken(self.parts.run.id, window.round, DEVICE))
         if purpose == TRAIN:
@@ -144,7 +146,12 @@ class CoordinatorEnd:
             self.counts["counted"] += taken is not None
         if taken is not None:
             demand(purpose == TRAIN, "an evaluation has taken an update")
-            content = self.spool.file(window.round, DEVICE, taken).read_bytes()
+            (place,) = await asyncio.wrap_future(
+                self.journal.places(self.parts.run.id, window.round - 1)
+            ) or [None]
+            path = self.spool.segment.path if place else self.spool.file(window.round, DEVICE, taken)
+            content = path.read_bytes()
+            content = content[place.offset : place.offset + place.length] if place else content
             demand(hashlib.sha256(content).hexdigest() == taken, "what counts is not what came")
             self.parts.screen.check(content, DEVICE, window.round, EXAMPLES)
 

@@ -273,7 +273,11 @@ class Agent:
         self._begin()
 
     async def _train(self, round: int, frames: Sequence[bytes]) -> None:
-        outgoing, memory, kept = await self._away(self._learn, round, frames)
+        assert self.duty is not None and self.keep is not None
+        if self.duty.brief and not self.keep.blocks:
+            outgoing, memory, kept = self._learn(round, frames)
+        else:
+            outgoing, memory, kept = await self._away(self._learn, round, frames)
         while not kept:
             await asyncio.sleep(RETRY)
             kept = await self._away(self._remembered, outgoing, memory)

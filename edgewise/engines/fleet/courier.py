@@ -26,12 +26,14 @@ from edgewise.engines.fleet.metrics import Metrics
 from edgewise.engines.fleet.referee import Referee
 from edgewise.engines.fleet.roster import Member, flag
 from edgewise.engines.fleet.screen import Screen
+from edgewise.engines.fleet.segment import Whole
 from edgewise.engines.fleet.session import Session
 from edgewise.engines.fleet.spool import Arrival, Spool
 from edgewise.engines.fleet.window import Taken, Window
 from edgewise.errors import EdgewiseError
 
 T = TypeVar("T")
+BRIEF = 1 << 20  # bytes of a vector that is looked at faster than another thread could be asked to
 SMALL = 1 << 22  # bytes of a vector of which several may be in memory at once
 HOT = 1 << 26  # bytes of a round's updates that are kept in memory: what is beyond lies in the spool
 SILENT = 3  # beats without a word after which a stream is given up
@@ -48,6 +50,8 @@ class Courier:
         self.journal, self.spool, self.screen = journal, spool, screen
         self.version = version("edgewise")
         self.metrics, self.fault, self.referee = Metrics(), Fault(None, ()), Referee(self)
+        journal.segment = spool.segment
+        spool.segment.reached = lambda point, round: self.fault.reached(point, round)
         self.sessions: dict[int, Session] = {}
         self.revoked: set[int] = set()
         self.window: Window | None = None
@@ -206,7 +210,7 @@ class Courier:
         asked = window is not None and self.purpose == TRAIN and window.round == round
         return asked and window is not None and window.waits_for(device)
 
-    async def take(self, session: Session, arrival: Arrival, found: tuple[Reply, float]) -> bool:
+    async def take(self, session: Session, arrival: Arrival | Whole, found: tuple[Reply, float]) -> bool:
         """Put an update into the journal and the round; False if the round was closed without it."""
         window, round, device = self.window, arrival.round, session.device
         reply, norm = found
@@ -216,7 +220,8 @@ class Courier:
         window.doubt.add(device)
         try:
             entry = Entry(round, device, arrival.digest, arrival.length, norm, session.seconds)
-            await asyncio.wrap_future(self.journal.take(self.run, entry))
+            content = arrival.content if isinstance(arrival, Whole) else None
+            await asyncio.wrap_future(self.journal.take(self.run, entry, content))
         except EdgewiseError:
             self.later(0, lambda: self.referee.consider(window))  # others may have waited for this one
             raise
@@ -274,25 +279,29 @@ class Courier:
         """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
         return await self._elsewhere(self._disk, action, *arguments)
 
-    async def concluded(self, arrival: Arrival, whole: bytes | None) -> tuple[Reply, float]:
-        """Make an update last and look at it: the reply and its norm; EdgewiseError if it may not count."""
+    async def concluded(self, arrival: Arrival | Whole) -> tuple[Reply, float]:
+        """Look at an update, and make it last if it has a file: the reply and its norm.
+
+        EdgewiseError if it may not count.
+        """
 
         def finish() -> None:
-            if whole is not None:
-                self.metrics.received.inc(len(whole))
-                arrival.write(whole)
-                self.fault.reached("arriving", arrival.round)
             arrival.finish()
             self.fault.reached("spooled", arrival.round)
 
         def look() -> tuple[Reply, float]:
-            device, round, summed = arrival.device, arrival.round, arrival.checksum.agrees
+            device, round = arrival.device, arrival.round
+            summed = isinstance(arrival, Arrival) and arrival.checksum.agrees
             return self.screen.check(arrival.content, device, round, self.examples, summed)
 
         def both() -> tuple[Reply, float]:
             finish()
             return look()
 
+        if isinstance(arrival, Whole):
+            self.metrics.received.inc(arrival.length)
+            arrival.finish()
+            return look() if self.screen.nbytes <= BRIEF else await self._elsewhere(self._look, look)
         if self.screen.nbytes <= SMALL:
             return await self.on_disk(both)
         await self.on_disk(finish)

@@ -19,7 +19,10 @@ from edgewise.vector import FlatModel, Layout, State
 
 
 class Duty(Protocol):
-    """What an agent does with what it is sent. `stores`: whether frames are kept as they come in."""
+    """What an agent does with what it is sent. `stores`: whether frames are kept as they come in.
+
+    `brief`: whether training takes no time to speak of.
+    """
 
     layout: bytes
     examples: int
@@ -27,6 +30,7 @@ class Duty(Protocol):
     labels: Sequence[int]
     longest: int  # bytes of a task at most
     stores: bool
+    brief: bool
 
     @property
     def held(self) -> int:
@@ -68,7 +72,7 @@ class Training:
     by class would say too.
     """
 
-    stores = True
+    stores, brief = True, False
 
     def __init__(self, outfit: Outfit, tells: bool = False) -> None:
         self.outfit, self.tells = outfit, tells
@@ -155,7 +159,7 @@ class Training:
 class Idle:
     """The duty of a device for load tests: it answers as if it had trained, and had learned nothing."""
 
-    stores = False
+    stores, brief = False, True
     held = 0
     tests = 0
 

@@ -75,7 +75,8 @@ class Kept:
     def __init__(self, run: Run, spool: Spool, courier: Courier, note: dict[str, Any] | None) -> None:
         self.run, self.spool, self.courier = run, spool, courier
         self.round = self.saved = note["round"] if note else 0
-        spool.sweep(self.saved)  # the checkpoint may be the last thing that was written
+        spool.segment.resume(courier.journal.places(run.id, self.saved).result())
+        self._sweep()  # the checkpoint may be the last thing that was written
 
     def commit(self, devices: Iterable[int]) -> None:
         self.round += 1
@@ -87,8 +88,13 @@ class Kept:
         return {"run": self.run.id, "round": self.round}
 
     def sweep(self) -> None:
-        self.spool.sweep(self.saved)
+        self._sweep()
         self.courier.fault.reached("swept", self.saved)
+
+    def _sweep(self) -> None:
+        self.spool.sweep(self.saved)
+        if self.saved == self.run.rounds:
+            self.spool.segment.clear()
 
 
 class Fleet:

@@ -20,7 +20,7 @@ from edgewise.engines.fleet.enrol import LONGEST, Enrolment
 from edgewise.engines.fleet.home import Contact
 from edgewise.engines.fleet.identity import Authority, Credentials
 from edgewise.engines.fleet.journal import Journal, JournalError
-from edgewise.engines.fleet.messages import SERVICE, JoinReply
+from edgewise.engines.fleet.messages import SERVICE, WINDOW, JoinReply
 from edgewise.engines.fleet.roster import Member, member
 from edgewise.errors import EdgewiseError
 
@@ -37,6 +37,7 @@ OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    *WINDOW,
 )
 JOIN_OPTIONS = (
     *OPTIONS[1:],

@@ -3,6 +3,7 @@
 One thread writes (WAL, `synchronous=FULL`: a commit is on the disk when it returns). What is asked of it
 while a commit is under way goes into the next one together, so a round of many replies costs few waits for
 the disk. Updates themselves lie beside it, in the spool; a row with an update's digest says that it counts.
+Small ones are written by this thread too (`segment.py`), and a commit waits for them first.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgewise.engines.fleet.disk import DiskError
+from edgewise.engines.fleet.segment import Place, Segment
 from edgewise.errors import EdgewiseError
+from edgewise.wire import Bytes
 
 T = TypeVar("T")
 Database = sqlite3.Connection
+Asked = tuple[Callable[[Database], Any], Future[Any]]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS devices (
@@ -35,7 +40,7 @@ CREATE TABLE IF NOT EXISTS rounds (
   PRIMARY KEY (run, number));
 CREATE TABLE IF NOT EXISTS updates (
   run TEXT NOT NULL, round INTEGER NOT NULL, device INTEGER NOT NULL, digest TEXT NOT NULL,
-  length INTEGER NOT NULL, norm REAL NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL,
+  length INTEGER NOT NULL, norm REAL NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL, place INTEGER,
   PRIMARY KEY (run, round, device));
 CREATE TABLE IF NOT EXISTS evaluations (
   run TEXT NOT NULL, round INTEGER NOT NULL, result TEXT NOT NULL, PRIMARY KEY (run, round));
@@ -73,9 +78,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or make the journal; EdgewiseError if the file cannot be used."""
         self.path = path
-        self._asked: queue.SimpleQueue[tuple[Callable[[Database], Any], Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self.segment: Segment | None = None  # of the run whose small updates it takes
+        self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._ended = False
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._write, args=(started,), name="journal", daemon=True)
@@ -121,25 +125,42 @@ class Journal:
                 if asked is not None and asked[1].set_running_or_notify_cancel():
                     asked[1].set_exception(JournalError(f"{self.path}: closed"))
 
-    def _commit(self, database: Database, group: list[tuple[Callable[[Database], Any], Future[Any]]]) -> None:
+    def _commit(self, database: Database, group: list[Asked]) -> None:
         """One transaction for the group: either all of it is on the disk, or nobody is told that it is."""
         group = [one for one in group if one[1].set_running_or_notify_cancel()]
-        done: list[tuple[Future[Any], Any]] = []
         try:
-            database.execute("BEGIN IMMEDIATE")
-            done += [
-                (future, result) for action, future in group for result in _try(database, action, future)
-            ]
-            database.execute("COMMIT")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
-                database.execute("ROLLBACK")  # unless SQLite has done so
+            try:
+                done = self._transact(database, group, _do)
+            except Exception:  # what one of them does wrong, it takes back alone
+                done = self._transact(database, group, _try)
+        except (sqlite3.Error, DiskError) as error:
             for _, future in group:
                 if not future.done():
                     future.set_exception(JournalError(f"{self.path}: cannot be written ({error})"))
             return
         for future, result in done:
             future.set_result(result)
+
+    def _transact(
+        self, database: Database, group: list[Asked], each: Callable[..., Iterator[Any]]
+    ) -> list[tuple[Future[Any], Any]]:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            done = [(one[1], result) for one in group for result in each(database, *one)]
+            if self.segment is not None:
+                self.segment.sync()
+            database.execute("COMMIT")
+        except Exception:
+            with suppress(sqlite3.Error):
+                database.execute("ROLLBACK")  # unless SQLite has done so
+            self._settle(False)
+            raise
+        self._settle(True)
+        return done
+
+    def _settle(self, kept: bool) -> None:
+        if self.segment is not None:
+            self.segment.settle(kept)
 
     # ---- rounds ----
 
@@ -185,16 +206,38 @@ class Journal:
 
         return self.ask(action)
 
-    def take(self, run: str, entry: Entry) -> Future[None]:
-        """An update counts from here on; EdgewiseError if another one of its round and device does."""
+    def take(self, run: str, entry: Entry, content: Bytes | None = None) -> Future[None]:
+        """An update counts from here on; EdgewiseError if another one of its round and device does.
+
+        `content`: its bytes, which are to lie in the segment, if it has no file.
+        """
 
         def action(database: Database) -> None:
-            counts = _taken(database, run, entry.round, entry.device)
-            if counts is None:
-                row = (run, *astuple(entry), time.time())
-                database.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            elif counts != entry.digest:
+            segment = self.segment
+            assert segment is not None or content is None
+            place = segment.free if segment is not None and content is not None else None
+            row = (run, *astuple(entry), time.time(), place)
+            done = database.execute(
+                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row
+            )
+            if done.rowcount:
+                if segment is not None and content is not None:
+                    segment.append(entry.round, entry.device, entry.digest, content)
+            elif _taken(database, run, entry.round, entry.device) != entry.digest:
                 raise EdgewiseError(f"another update of device {entry.device} counts in round {entry.round}")
+
+        return self.ask(action)
+
+    def places(self, run: str, after: int) -> Future[list[Place]]:
+        """Where the updates of later rounds lie that are in the segment."""
+
+        def action(database: Database) -> list[Place]:
+            rows = database.execute(
+                "SELECT round, device, digest, place, length FROM updates "
+                "WHERE run = ? AND round > ? AND place IS NOT NULL",
+                (run, after),
+            )
+            return [Place(*row) for row in rows]
 
         return self.ask(action)
 
@@ -259,6 +302,12 @@ class Journal:
         return self.ask(action)
 
 
+def _do(database: Database, action: Callable[[Database], Any], future: Future[Any]) -> Iterator[Any]:
+    """The result of an action, as `_try` gives it where nothing fails; every statement less is a switch of
+    threads less, while the event loop is busy."""
+    yield action(database)
+
+
 def _try(database: Database, action: Callable[[Database], Any], future: Future[Any]) -> Iterator[Any]:
     """The result of an action; nothing of one that fails, which takes only itself back."""
     database.execute("SAVEPOINT one")
@@ -284,5 +333,7 @@ def _open(path: Path) -> Database:
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
     database.executescript(SCHEMA)
+    if "place" not in {row[1] for row in database.execute("PRAGMA table_info(updates)")}:
+        database.execute("ALTER TABLE updates ADD COLUMN place INTEGER")  # a journal from before
     path.chmod(0o600)
     return database

@@ -16,7 +16,7 @@ from edgewise.engines.fleet.certificates import COORDINATOR
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.line import Line
-from edgewise.engines.fleet.messages import LARGEST, SERVICE, Down, chunk_data, printable
+from edgewise.engines.fleet.messages import LARGEST, SERVICE, WINDOW, Down, chunk_data, printable
 from edgewise.errors import EdgewiseError
 
 SOON = 20.0  # seconds for the coordinator's first word
@@ -29,6 +29,7 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 60_000),
+    *WINDOW,
 )
 
 

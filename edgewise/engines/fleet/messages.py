@@ -31,6 +31,8 @@ PACKAGE, SERVICE = "edgewise", "edgewise.Fleet"
 PROTOCOL = 1  # agents and coordinators of other protocols refuse each other
 CHUNK = 1 << 20  # bytes of a frame in one message at most
 LARGEST = CHUNK + (1 << 16)  # bytes of any message
+# Of gRPC, at either end: a whole chunk may be on its way. By itself it begins with 64 KiB and feels its way.
+WINDOW = (("grpc.http2.lookahead_bytes", CHUNK), ("grpc.http2.bdp_probe", 0))
 
 TRAIN, EVALUATE = 1, 2  # purposes of a task
 STOPPING, FINISHED, REFUSED = 1, 2, 3  # kinds of a farewell

@@ -28,6 +28,7 @@ from edgewise.engines.fleet.messages import (
     printable,
 )
 from edgewise.engines.fleet.roster import Member, present
+from edgewise.engines.fleet.segment import Whole
 from edgewise.engines.fleet.spool import Arrival, DiskError
 from edgewise.errors import EdgewiseError
 from edgewise.wire import Bytes
@@ -207,14 +208,15 @@ class Session:
             )
         else:
             self.loose, self.seconds = 0, update.seconds
+            data = update.data  # a copy, every time it is asked for
+            if not update.offset and len(data) == update.length:
+                await self._complete(Whole(update.round, device, digest, data))
+                return
             self.arrival = Arrival(courier.spool, update.round, device, digest, update.length, update.offset)
             if update.offset:
                 words = f"at {update.offset} of {update.length} bytes"
                 log.info("resumed", extra={"device": device, "round": update.round, "words": words})
-            if len(update.data) == update.length:
-                await self._complete(self.arrival, update.data)
-            else:
-                await self._more(self.arrival, update.data)
+            await self._more(self.arrival, data)
 
     async def _counts(self, round: int) -> str | None:
         """The digest of this device's update that counts in a round, if there is one."""
@@ -258,28 +260,26 @@ class Session:
             await self._refuse(arrival.round, arrival.digest, str(error))
             arrival.discard()
 
-    async def _ask_again(self, arrival: Arrival, reason: str) -> None:
+    async def _ask_again(self, arrival: Arrival | Whole, reason: str) -> None:
         """The fault is on this side: the agent keeps its update and sends it once more, a little later."""
         self.courier.note("deferred", reason, arrival.round, self.device)
         await asyncio.sleep(RETRY)
         open = self.courier.training(arrival.round, self.device)
         self._tell(arrival.round, arrival.digest, False, reason, again=open)
 
-    async def _complete(self, arrival: Arrival, whole: bytes | None = None) -> None:
+    async def _complete(self, arrival: Arrival | Whole) -> None:
         """The bytes are here: look at them, make them last, and only then say so.
-
-        `whole`: all of them, if they came in one piece and nothing of them is written yet.
 
         It goes on even if the stream ends meanwhile: what the journal is about to take must reach the round.
         """
         self.arrival = None
-        self.completing = asyncio.create_task(self._conclude(arrival, whole))
+        self.completing = asyncio.create_task(self._conclude(arrival))
         await asyncio.shield(self.completing)
 
-    async def _conclude(self, arrival: Arrival, whole: bytes | None) -> None:
+    async def _conclude(self, arrival: Arrival | Whole) -> None:
         courier, round, digest = self.courier, arrival.round, arrival.digest
         try:
-            taken = await courier.take(self, arrival, await courier.concluded(arrival, whole))
+            taken = await courier.take(self, arrival, await courier.concluded(arrival))
         except (DiskError, JournalError) as error:
             arrival.close()
             await self._ask_again(arrival, str(error))

@@ -1,7 +1,8 @@
-"""The spool: updates as they arrive, one file each, until a checkpoint has made them dispensable.
+"""The spool: updates as they arrive, until a checkpoint has made them dispensable.
 
-A file is named by its device and the digest of all its bytes, so an upload that was cut off goes on where it
-stopped, in the same process or the next. What counts is the journal's word, not that a file is there.
+Those that came in one message lie together (`segment.py`); any other has a file, named by its device and the
+digest of all its bytes, so an upload that was cut off goes on where it stopped, in the same process or the
+next. What counts is the journal's word, not that a file is there.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from edgewise.engines.fleet.disk import DiskError, shown
+from edgewise.engines.fleet.segment import Segment
 from edgewise.errors import EdgewiseError
 from edgewise.files import sync_folder
 from edgewise.wire import Bytes, Sum
 
 LARGE = 1 << 20  # bytes of a file that is worth a word to the system
+SEGMENT = "small.updates"  # the file of those that came in one message
 BUDGET = 1 << 32  # bytes kept since the last checkpoint before the next one is due
 
 
 class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.segment = Segment(folder / SEGMENT)
         self._lock, self.making = threading.Lock(), threading.Lock()
-        self.size = 0  # bytes of all files
+        self.size = 0  # bytes of all files of one update
         self._sizes: dict[tuple[str, str], dict[Path, int]] = {}  # of files, by round and device
         self._sound = set[Path]()  # whose digest this process has found to agree
         for path in folder.rglob("*.update") if folder.exists() else ():
@@ -35,7 +40,7 @@ class Spool:
 
     @property
     def crowded(self) -> bool:
-        return self.size > BUDGET
+        return self.size > BUDGET or self.segment.crowded
 
     def file(self, round: int, device: int, digest: str) -> Path:
         return self.folder / str(round) / f"{device}-{digest[:32]}.update"
@@ -52,6 +57,8 @@ class Spool:
 
         It is the file itself, mapped: nothing is copied before it is written to, and the file never is.
         """
+        if (whole := self.segment.read(round, device, digest)) is not None:
+            return memoryview(whole)
         path = self.file(round, device, digest)
         try:
             with path.open("rb") as file:
@@ -109,6 +116,7 @@ class Spool:
 
     def sweep(self, round: int) -> None:
         """Remove what belongs to this round and earlier ones."""
+        self.segment.sweep(round)
         if not self.folder.exists():
             return
         for path in self.folder.iterdir():
@@ -141,7 +149,7 @@ class Arrival:
 
     def write(self, data: Bytes) -> None:
         """The next bytes; EdgewiseError for more than were announced."""
-        with _shown(self.path):
+        with shown(self.path):
             if self._file is None:
                 self._open(self._start)
             assert self._file is not None
@@ -204,7 +212,7 @@ class Arrival:
                 raise DiskError(f"{self.path}: what was here of it is damaged")
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
         try:
-            with _shown(self.path):
+            with shown(self.path):
                 os.fsync(self._file.fileno())
                 with suppress(FileNotFoundError):  # its round was swept meanwhile: it is late
                     sync_folder(self.path.parent)
@@ -230,19 +238,4 @@ class Arrival:
             self._file = None
 
 
-class _shown:
-    """Turn what the disk refuses into one line that names the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from None
-
-
-class DiskError(EdgewiseError):
-    """The disk refused; the same update may go through later."""
+__all__ = ["Arrival", "DiskError", "Spool"]

@@ -67,27 +67,40 @@ def test_a_part_that_a_loss_of_power_damaged_is_sent_again(damage: str, tmp_path
     assert [("damaged" in words) for (words,) in deferred] == ([True] if damage == "zeros" else [])
 
 
+def flip(file: Path, at: int) -> None:
+    """Change one bit of a file, or change it back."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.slow
-def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 2, ("--steps", STEPS), ("--checkpoint-seconds", 1000))
+@pytest.mark.parametrize("settings", [WIDE, ("--steps", STEPS)], ids=["in a file", "among others"])
+def test_an_update_that_counts_and_is_damaged_stops_the_run_with_one_line(
+    settings: tuple[object, ...], tmp_path: Path
+) -> None:
+    scene = Scene(tmp_path, 2, settings, ("--checkpoint-seconds", 1000))
     scene.coordinator.faults = ["taken@2"]
-    kept: dict[Path, bytes] = {}
+    spoiled: list[tuple[Path, int]] = []
 
     def spoil() -> None:
-        ((device, digest),) = scene.rows("SELECT device, digest FROM updates WHERE round = 2 LIMIT 1")
-        (file,) = tmp_path.glob(f"home/spool/*/2/{device}-{digest[:32]}.update")
-        kept[file] = file.read_bytes()
-        file.write_bytes(kept[file][:-1])
+        query = "SELECT device, digest, place, length FROM updates WHERE round = 2 LIMIT 1"
+        ((device, digest, place, length),) = scene.rows(query)
+        assert (place is None) == (settings is WIDE)
+        name = f"2/{device}-{digest[:32]}.update" if place is None else "small.updates"
+        (file,) = tmp_path.glob(f"home/spool/*/{name}")
+        spoiled.append((file, (place or 0) + length - 1))
+        flip(*spoiled[0])
 
     scene.coordinator.between = spoil
     scene.start()
     try:
         with pytest.raises(AssertionError, match="ended with 2") as caught:
             scene.tend()
-        ((file, content),) = kept.items()
+        ((file, at),) = spoiled
         assert f"edgewise: {file.relative_to(tmp_path)}: damaged" in str(caught.value)
         assert "Traceback" not in str(caught.value)
-        file.write_bytes(content)  # an operator who has a copy goes on
+        flip(file, at)  # an operator who has a copy of these bytes goes on
         scene.coordinator.start()
         scene.tend()
     finally:
