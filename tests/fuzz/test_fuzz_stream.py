@@ -110,7 +110,7 @@ def careless(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_journaled(patch: pytest.MonkeyPatch) -> None:
-    def take(self: Journal, run: str, entry: Any) -> Future[None]:
+    def take(self: Journal, run: str, entry: Any, content: Any = None) -> Future[None]:
         done: Future[None] = Future()
         done.set_result(None)
         return done
