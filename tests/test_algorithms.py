@@ -124,6 +124,10 @@ def test_every_algorithm_has_its_row() -> None:
         assert all(parse(text(one), one.sgd, **rest(one)) == one for one in ones)
 
 
+def test_a_plus_within_a_number_joins_nothing() -> None:
+    assert parse("fedlmd:1:1e+06+fedcm", SGD()) == FedAvg(SGD(), parts=(FedLMD(1.0, 1e6), FedCM()))
+
+
 def rest(algorithm: Any) -> dict[str, Any]:
     """What the text form of an algorithm leaves to the settings beside it."""
     names = ("sync_every", "server_lr", "server_momentum", "keep_momentum")

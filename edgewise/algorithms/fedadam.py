@@ -33,47 +33,29 @@ class FedAdam:
     rate: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:
-        check_moments("fedadam", self.beta1, self.beta2, self.tau)
+        name = type(self).__name__.lower()
+        check_range(f"{name}: beta1", self.beta1, 0, 1)
+        check_range(f"{name}: beta2", self.beta2, 0, 1)
+        check_above(f"{name}: tau", self.tau)
 
     def start(self, params: Tensor) -> dict[str, Tensor]:
-        return moments(params, self.tau)
+        return {
+            FIRST: params.new_zeros(params.shape),
+            SECOND: params.new_full(params.shape, self.tau * self.tau),
+        }
 
     def turn(self, mean: Tensor, closing: Closing) -> Tensor:
         first, second = (closing.vectors[name] for name in (FIRST, SECOND))
         first.lerp_(mean, 1 - self.beta1)
-        second.lerp_(mean.square(), 1 - self.beta2)
+        self.follow(second, mean.square())
         return first / second.sqrt().add_(self.tau)
+
+    def follow(self, second: Tensor, squared: Tensor) -> None:
+        """The second moment, in place, after an update with these squares."""
+        second.lerp_(squared, 1 - self.beta2)
 
 
 @dataclass(frozen=True)
-class FedYogi:
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-    places: ClassVar[tuple[str, ...]] = (SERVER,)
-    rests: ClassVar[bool] = False
-    rate: ClassVar[float] = 0.01
-
-    def __post_init__(self) -> None:
-        check_moments("fedyogi", self.beta1, self.beta2, self.tau)
-
-    def start(self, params: Tensor) -> dict[str, Tensor]:
-        return moments(params, self.tau)
-
-    def turn(self, mean: Tensor, closing: Closing) -> Tensor:
-        first, second = (closing.vectors[name] for name in (FIRST, SECOND))
-        first.lerp_(mean, 1 - self.beta1)
-        squared = mean.square()
+class FedYogi(FedAdam):
+    def follow(self, second: Tensor, squared: Tensor) -> None:
         second.sub_((second - squared).sign_().mul_(squared), alpha=1 - self.beta2)
-        return first / second.sqrt().add_(self.tau)
-
-
-def moments(params: Tensor, tau: float) -> dict[str, Tensor]:
-    """Both moments at the start."""
-    return {FIRST: params.new_zeros(params.shape), SECOND: params.new_full(params.shape, tau * tau)}
-
-
-def check_moments(name: str, beta1: float, beta2: float, tau: float) -> None:
-    check_range(f"{name}: beta1", beta1, 0, 1)
-    check_range(f"{name}: beta2", beta2, 0, 1)
-    check_above(f"{name}: tau", tau)
