@@ -137,7 +137,6 @@ class Arrival:
         self.spool, self.round, self.device, self.digest, self.length = spool, round, device, digest, length
         self.path = spool.file(round, device, digest)
         self.offset = 0
-        self.whole: Bytes | None = None  # the bytes, where they came in one piece
         self.resumed = offset > 0
         self._start = offset
         self._file: IO[bytes] | None = None
@@ -162,8 +161,6 @@ class Arrival:
             finally:
                 self._measure()
         self._take(data)
-        if len(data) == self.length:
-            self.whole = data
 
     def _take(self, data: Bytes) -> None:
         self._sum.update(data)
@@ -225,7 +222,7 @@ class Arrival:
     @property
     def content(self) -> Bytes:
         """All bytes, once it is finished."""
-        return self.whole if self.whole is not None else self.spool.view(self.round, self.device, self.digest)
+        return self.spool.view(self.round, self.device, self.digest)
 
     def discard(self) -> None:
         self.close()

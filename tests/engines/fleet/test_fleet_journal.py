@@ -1,6 +1,5 @@
 """The journal: what it says is done is on the disk, whoever asked at the same time; nothing else is lost."""
 
-import resource
 import shutil
 import sqlite3
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet_disk import full_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,17 +226,6 @@ def test_many_threads_at_once(journal: Journal) -> None:
 
 
 # ---- disks and deaths ----
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file grows beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_an_error_for_all_that_waited_and_it_goes_on_afterwards(

@@ -121,6 +121,23 @@ def test_words_keep_their_order() -> None:
     assert [one.beat.number for one in play(talk).messages] == [*range(100)]
 
 
+def test_a_word_is_out_once_it_is_written() -> None:
+    """Not when its writing has begun: a stream that ends meanwhile tells the other end nothing."""
+
+    async def talk(line: Line, wire: Wire) -> None:
+        wire.room.clear()
+        line.say(beat={"number": 1})
+        while line.waiting:
+            await asyncio.sleep(0)
+        flushed = asyncio.create_task(line.flush(60))
+        await asyncio.sleep(0.05)
+        assert not flushed.done()
+        wire.room.set()
+        await flushed
+
+    assert play(talk).kinds == ["beat"]
+
+
 def test_a_new_push_takes_the_place_of_the_one_before() -> None:
     async def push(line: Line, wire: Wire) -> None:
         wire.before = lambda number: line.push([b"new" * 8], task={"round": 2}) if number == 2 else None
