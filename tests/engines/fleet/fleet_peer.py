@@ -136,12 +136,12 @@ class Peer:
             start += length
         return head, frames
 
-    def update(self, frame: bytes, round: int, size: int = 1 << 20, **other: Any) -> None:
-        """Send an update in chunks of `size` bytes."""
+    def update(self, frame: bytes, round: int, size: int | None = 1 << 20, **other: Any) -> None:
+        """Send an update in chunks of `size` bytes; None: in one message, as agents send small ones."""
         for piece in self.pieces(frame, round, size, **other):
             self.say(**piece)
 
-    def pieces(self, frame: bytes, round: int, size: int = 1 << 20, **other: Any) -> Iterator[Any]:
+    def pieces(self, frame: bytes, round: int, size: int | None = 1 << 20, **other: Any) -> Iterator[Any]:
         """The messages of an update: its head, then chunks."""
         head = {
             "round": round,
@@ -149,6 +149,9 @@ class Peer:
             "length": len(frame),
             "seconds": 0.1,
         }
+        if size is None:
+            yield {"update": {**head, **other, "data": frame}}
+            return
         yield {"update": {**head, **other}}
         for at in range(other.get("offset", 0), len(frame), size):
             yield {"chunk": {"data": frame[at : at + size]}}

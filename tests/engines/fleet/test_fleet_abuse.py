@@ -260,14 +260,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.parametrize("size", [None, 1 << 20], ids=["whole", "chunks"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_update_that_is_none_is_refused(site: Site, case: str) -> None:
+def test_an_update_that_is_none_is_refused(site: Site, case: str, size: int | None) -> None:
     change, reason = REFUSED[case]
     with site.open(2) as round:
         peer = round.peers[2]
         head, frames = peer.task()
         frame, announced = change(site.answer(2, frames))
-        peer.update(frame, head.round, **announced)
+        peer.update(frame, head.round, size, **announced)
         verdict = peer.hear("verdict")
         assert not verdict.taken and not verdict.again and reason in verdict.reason
         site.noted("refused", reason, 2)
