@@ -31,7 +31,7 @@ from edgewise.schedules import SCHEDULES, Constant, Schedule
 from edgewise.settings import KINDS, NAMES, SETTINGS
 
 VERSION = 1  # of config.toml; another version is refused
-DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momentum")
+DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momentum", "local_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
@@ -127,10 +127,10 @@ class Config:
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
             )
         _, moved = self.algorithm.without_momentum()
-        if algorithms.reads_updates(self.algorithm):
+        if readers := algorithms.reads_updates(self.algorithm):
             raise EdgewiseError(
-                f"codec: dgc sends no updates but their momentum, and {algorithms.text(self.algorithm)} "
-                "takes devices' gradients from updates; take another codec, such as topk"
+                f"codec: dgc sends no updates but their momentum, and {readers[0]} "
+                "takes devices' gradients or momentum from updates; take another codec, such as topk"
             )
         if dgc.momentum and moved and dgc.momentum != moved:
             raise EdgewiseError(

@@ -64,7 +64,8 @@ class SGD:
     def gradient_behind(self, update: Tensor, reach: float, layout: Layout) -> Tensor:
         """The mean gradient (P,), weight decay in it, of which an update (P,) is the way.
 
-        `reach`: of its steps, times the schedule's factor. Zero where nothing can move.
+        `reach`: of its steps, times the schedule's factor. With their number in its place it is the mean of
+        plain momentum. Zero where nothing can move.
         """
         gradient = torch.zeros_like(update)
         for stretch, rate in self.rates(layout):

@@ -53,6 +53,14 @@ def rows() -> Iterator[dict[str, Any]]:
     for algorithm in PLAIN:
         yield {"algorithm": algorithm, "codec": "none", "norm": "batch"}
         yield {"algorithm": algorithm, "codec": "int8:zstd", "codec_down": "int4:zstd", "norm": "group"}
+    for policy in ("keep", "average"):
+        yield {
+            "algorithm": "fedavg",
+            "local_momentum": policy,
+            "codec_down": "int4:zstd",
+            "cohort": 2,
+            "steps": 6,
+        }
 
 
 def further() -> Iterator[dict[str, Any]]:
