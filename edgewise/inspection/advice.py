@@ -14,6 +14,7 @@ from typing import Any
 
 from edgewise import codecs
 from edgewise.algorithms import FedAvg, SyncSGD, text
+from edgewise.algorithms.momenta import RESET
 from edgewise.config import Config
 from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.agreement import Agreement
@@ -85,9 +86,9 @@ def _says(name: str, value: Any, default: Any, flat: dict[str, Any]) -> bool:
 
 def _implied(name: str, value: Any, flat: dict[str, Any]) -> bool:
     """Settings that the algorithm sets to these by itself."""
-    return (name, value) in {("sync_every", 1), ("server_lr", 1.0), ("server_momentum", 0.0)} or (
-        name == "sync_every" and flat["algorithm"] == "fedavg" and value == FedAvg().sync_every
-    )
+    if name == "sync_every":
+        return bool(value == 1 or (flat["algorithm"] == "fedavg" and value == FedAvg().sync_every))
+    return (name, value) in {("server_lr", 1.0), ("server_momentum", 0.0), ("local_momentum", RESET)}
 
 
 def _number(value: Any) -> str:
