@@ -91,10 +91,6 @@ class Config:
         self.aggregate.check(self.cohort_size)
         self._check_codecs()
         self._check_loss()
-        if self.engine == "fleet" and getattr(self.algorithm, "local_epochs", 0.0) > 0:
-            raise EdgewiseError(
-                "local_epochs: a fleet's devices take as many steps each; give sync_every, or engine inline"
-            )
 
     def _check_codecs(self) -> None:
         if isinstance(codecs.inner(self.codec_down), codecs.DGC):
@@ -187,9 +183,8 @@ class Config:
         values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
         values["algorithm"] = algorithms.text(algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
-        values["local_epochs"] = values["local_epochs"] or None
-        if values["local_epochs"]:
-            values["sync_every"] = None  # which follows from it and from the data
+        for name in ("sync_every", "local_epochs"):
+            values[name] = values[name] or None
         values["augment"] = "auto" if self.augment is None else self.augment.text
         extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(
             algorithm, "algorithm", ("sgd", "parts", *DERIVED)
@@ -262,8 +257,6 @@ def _codec(text: str, name: str, extras: dict[str, Any]) -> Codec:
 def _algorithm(values: Mapping[str, Any], sgd: SGD, extras: dict[str, Any]) -> Algorithm:
     """The algorithm that settings name, with the `algorithm.field` extras of its own and of its parts set."""
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
-    if len({"sync_every", "local_epochs"} & given.keys()) == 2:
-        raise EdgewiseError("sync_every, local_epochs: give one of them, not both")
     algorithm = algorithms.parse(values["algorithm"], sgd, **given)
     owners = Counter(slot.name for part in _added(algorithm) for slot in _slots(part))
     for name, count in owners.items():

@@ -56,9 +56,12 @@ class SGD:
         """
         kept = self.momentum
         carried, total = 0.0, 0.0
-        for _ in range(steps):
-            carried = kept * carried + 1
-            total += 1 + kept * carried if self.nesterov and kept else carried
+        for left in range(steps, 0, -1):
+            before, carried = carried, kept * carried + 1
+            way = 1 + kept * carried if self.nesterov and kept else carried
+            if carried == before:  # and so from here on, however many a device says it took
+                return total + left * way
+            total += way
         return total
 
     def gradient_behind(self, update: Tensor, reach: float, layout: Layout) -> Tensor:

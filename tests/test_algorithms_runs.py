@@ -180,8 +180,6 @@ def test_the_server_s_rate_is_the_part_s_unless_it_is_given() -> None:
             for name in ("fedlc", "fedrs", "fedntd", "fedlmd")
         ),
         ({"algorithm": "sync-sgd", "local_epochs": 1}, "^local_epochs: sync-sgd has none"),
-        ({"algorithm": "fedavg", "local_epochs": 1, "sync_every": 3}, "^sync_every, local_epochs: give one"),
-        ({"algorithm": "fedavg", "local_epochs": 1, "engine": "fleet"}, "^local_epochs: a fleet's devices"),
         *(
             ({"algorithm": name, "local_epochs": 1}, f"^local_epochs: {name} takes .*; add fednova")
             for name in ("scaffold", "fedcm")
@@ -250,7 +248,15 @@ def test_local_epochs_are_steps_that_differ(specks: Dataset, tmp_path: Path, alg
         next(play), next(play)
     list(run(told, tmp_path / "parts", dataset=specks, resume=True))
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
-    assert "sync_every" not in (tmp_path / "whole" / records.CONFIG).read_text()
+    assert "\nsync_every = 9\nlocal_epochs = 1.5\n" in (tmp_path / "whole" / records.CONFIG).read_text()
+
+
+def test_steps_that_follow_from_local_epochs_are_not_given_otherwise(specks: Dataset) -> None:
+    flat = {"model": f"{__name__}:tiny", "algorithm": "fedavg", "devices": 4, "batch": 2, "local_epochs": 1.5}
+    for every in (None, 9):
+        assert assemble(Config.of({**flat, "sync_every": every}), specks).config.algorithm.sync_every == 9
+    with pytest.raises(EdgewiseError, match=r"^sync_every: local_epochs 1.5 are 9 steps .* and not 8; give"):
+        assemble(Config.of({**flat, "sync_every": 8}), specks)
 
 
 def test_unequal_steps_tell_fednova_from_fedavg(specks: Dataset, tmp_path: Path) -> None:

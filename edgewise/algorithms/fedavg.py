@@ -48,13 +48,14 @@ from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
 MOMENTUM = "momentum"
+EVERY = 10  # local steps a round, where nothing is said
 CHOSEN = cast(float, None)  # a rate that is left to the part at the server's place; 1 where there is none
 
 
 @dataclass(frozen=True)
 class FedAvg:
     sgd: SGD = SGD()  # lives on the device
-    sync_every: int = 10
+    sync_every: int = 0  # K; 0: EVERY, or with local_epochs what these come to on average
     server_lr: float = CHOSEN
     server_momentum: float = 0.0
     local_momentum: str = momenta.RESET  # between two rounds: one of momenta.POLICIES
@@ -68,6 +69,8 @@ class FedAvg:
         if self.server_lr is None:
             rates = [getattr(part, "rate", 1.0) for part in self.parts if SERVER in part.places]
             object.__setattr__(self, "server_lr", rates[0] if rates else 1.0)
+        if not self.sync_every and not self.local_epochs:
+            object.__setattr__(self, "sync_every", EVERY)
         _check_places(self.parts)
         _check_epochs(self)
         momenta.check(self.local_momentum, self.sgd, self.parts)
@@ -86,7 +89,8 @@ class FedAvg:
     def local_steps(self, asked: int, examples: int, batch: int) -> int:
         if not self.local_epochs:
             return asked
-        return max(1, round(self.local_epochs * examples / batch * asked / self.sync_every))
+        share = asked / (self.sync_every or asked)  # of a round: the last may be shorter
+        return max(1, round(self.local_epochs * examples / batch * share))
 
     def start(self, state: State) -> Server:
         vectors = momenta.start(self.local_momentum, state.params)

@@ -146,8 +146,8 @@ def _algorithm(config: Config, found: Findings) -> tuple[str, str, Config]:
 
 
 def replace_every(algorithm: Any, steps: int) -> Any:
-    """The same algorithm with another K."""
-    return replace(algorithm, sync_every=steps)
+    """The same algorithm with another K, the same for all devices."""
+    return replace(algorithm, sync_every=steps, local_epochs=0.0)
 
 
 def _synchronous(config: Config) -> Config:

@@ -54,6 +54,7 @@ class Session:
         "arrival",
         "completing",
         "courier",
+        "examples",
         "heard",
         "held",
         "hello",
@@ -73,6 +74,7 @@ class Session:
         self.left = asyncio.Event()  # once its stream is no longer listened to
         self.heard = time.monotonic()
         self.hello: Any = None
+        self.examples = 0  # that the device trains on
         self.held = 0  # the round whose state it holds
         self.ready = False
         self.arrival: Arrival | None = None
@@ -155,6 +157,7 @@ class Session:
             raise Dismissed(
                 f"it remembers round {remembered}, which this coordinator's journal does not hold"
             )
+        self.examples = ready.examples
         labels = ready.labels if courier.plan["labels"] else None
         await asyncio.wrap_future(present(courier.journal, device, ready.examples, ready.tests, labels))
         self.held = self.hello.held if self.hello.run == run else 0
@@ -279,7 +282,7 @@ class Session:
     async def _conclude(self, arrival: Arrival | Whole) -> None:
         courier, round, digest = self.courier, arrival.round, arrival.digest
         try:
-            taken = await courier.take(self, arrival, await courier.concluded(arrival))
+            taken = await courier.take(self, arrival, await courier.concluded(arrival, self.examples))
         except (DiskError, JournalError) as error:
             arrival.close()
             await self._ask_again(arrival, str(error))
