@@ -218,8 +218,8 @@ def _paced_alike(config: Config, examples: int) -> Config:
     algorithm: Any = config.algorithm
     if not getattr(algorithm, "local_epochs", 0):
         return config
-    found = paced(replace(config, algorithm=replace(algorithm, sync_every=0)), examples)
-    if algorithm.sync_every not in (0, found.algorithm.sync_every):
+    found = paced(replace(config, algorithm=replace(algorithm, sync_every=None)), examples)
+    if algorithm.sync_every not in (None, found.algorithm.sync_every):
         raise EdgewiseError(
             f"sync_every: local_epochs {algorithm.local_epochs:g} are {found.algorithm.sync_every} steps a "
             f"round on average here, and not {algorithm.sync_every}; give one of the two"

@@ -183,8 +183,7 @@ class Config:
         values |= {name: getattr(algorithm.sgd, name) for name in SGD_SETTINGS}
         values["algorithm"] = algorithms.text(algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
-        for name in ("sync_every", "local_epochs"):
-            values[name] = values[name] or None
+        values["local_epochs"] = values["local_epochs"] or None
         values["augment"] = "auto" if self.augment is None else self.augment.text
         extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(
             algorithm, "algorithm", ("sgd", "parts", *DERIVED)

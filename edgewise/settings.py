@@ -87,7 +87,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("algorithm", str, "sync-sgd", f"sync-sgd, fedavg, or what is added to it, with +: {ADDED}"),
     Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; others: 10)", low=1),
     Setting(
-        "local_epochs", float, None, "passes of each device over its data a round: steps that differ", low=0
+        "local_epochs",
+        float,
+        None,
+        "passes of each device over its data a round, in steps that differ",
+        low=0,
     ),
     Setting("batch", int, 32, "examples a device takes per step", low=1),
     Setting("lr", float, 0.1, "peak learning rate", low=0),

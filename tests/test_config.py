@@ -110,6 +110,7 @@ algorithms: st.SearchStrategy[Any] = st.one_of(
     st.builds(SyncSGD, optimizers),
     st.builds(momentous, st.sampled_from(momenta.POLICIES), optimizers, counts, amounts, amounts),
     st.builds(FedAvg, optimizers, counts, parts=added),
+    st.builds(FedAvg, optimizers, st.none() | counts, local_epochs=amounts),
 )
 shares = st.floats(1e-6, 1)
 widths = st.sampled_from([8, 16, 32])

@@ -49,17 +49,18 @@ from edgewise.vector import FlatModel, Layout, State
 
 MOMENTUM = "momentum"
 EVERY = 10  # local steps a round, where nothing is said
+UNKNOWN = cast(int, None)  # EVERY, or with local_epochs what these come to on average
 CHOSEN = cast(float, None)  # a rate that is left to the part at the server's place; 1 where there is none
 
 
 @dataclass(frozen=True)
 class FedAvg:
     sgd: SGD = SGD()  # lives on the device
-    sync_every: int = 0  # K; 0: EVERY, or with local_epochs what these come to on average
+    sync_every: int = UNKNOWN
     server_lr: float = CHOSEN
     server_momentum: float = 0.0
     local_momentum: str = momenta.RESET  # between two rounds: one of momenta.POLICIES
-    local_epochs: float = 0.0  # passes of each device over its own data, in place of sync_every; 0: not so
+    local_epochs: float = 0.0  # passes of each device over its own data, sync_every on average; 0: not so
     parts: tuple[Part, ...] = ()
     sends_gradients: ClassVar[bool] = False
 
@@ -69,7 +70,7 @@ class FedAvg:
         if self.server_lr is None:
             rates = [getattr(part, "rate", 1.0) for part in self.parts if SERVER in part.places]
             object.__setattr__(self, "server_lr", rates[0] if rates else 1.0)
-        if not self.sync_every and not self.local_epochs:
+        if self.sync_every is None and not self.local_epochs:
             object.__setattr__(self, "sync_every", EVERY)
         _check_places(self.parts)
         _check_epochs(self)
