@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise import algorithms, codecs, specs
+from edgewise import algorithms, codecs, recipes, specs
 from edgewise.aggregators import AGGREGATORS, Aggregator, WeightedMean
 from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
@@ -149,7 +149,8 @@ class Config:
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Config:
-        """A config from flat settings; those that are missing or None take their defaults."""
+        """A config from flat settings; those that are missing or None take a recipe's, or their defaults."""
+        flat = recipes.expand(flat)
         extras = by_part(flat.get("set"))
         values = _checked(flat)
         parts: dict[str, Any] = {
@@ -256,7 +257,7 @@ def _codec(text: str, name: str, extras: dict[str, Any]) -> Codec:
 def _algorithm(values: Mapping[str, Any], sgd: SGD, extras: dict[str, Any]) -> Algorithm:
     """The algorithm that settings name, with the `algorithm.field` extras of its own and of its parts set."""
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
-    algorithm = algorithms.parse(values["algorithm"], sgd, **given)
+    algorithm = algorithms.parse(values["algorithm"], sgd, tuple(recipes.RECIPES), **given)
     owners = Counter(slot.name for part in _added(algorithm) for slot in _slots(part))
     for name, count in owners.items():
         if count > 1 and f"algorithm.{name}" in extras:
