@@ -89,7 +89,8 @@ def _says(name: str, value: Any, default: Any, flat: dict[str, Any]) -> bool:
 def _implied(name: str, value: Any, flat: dict[str, Any]) -> bool:
     """Settings that the algorithm sets to these by itself."""
     if name == "sync_every":
-        return bool(value == 1 or (flat["algorithm"] == "fedavg" and value == FedAvg().sync_every))
+        usual = 1 if flat["algorithm"] == "sync-sgd" else FedAvg().sync_every
+        return bool(value == usual or flat["local_epochs"])
     return (name, value) in {("server_lr", 1.0), ("server_momentum", 0.0), ("local_momentum", RESET)}
 
 
