@@ -159,7 +159,7 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     _report_wrapping(held.sum(1), config.batch)
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=EPOCHS)
-    config = paced(config, int(held.sum()))
+    config = _paced_alike(config, int(held.sum()))
     steps = local_steps(config, int(held.sum()))
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
@@ -202,13 +202,29 @@ def local_steps(config: Config, examples: int) -> int:
 
 
 def paced(config: Config, examples: int) -> Config:
-    """With the steps a round that local epochs come to on average; `examples`: of all devices together."""
+    """With the steps a round that local epochs come to on average, where they are not known yet.
+
+    `examples`: of all devices together.
+    """
     algorithm: Any = config.algorithm
-    epochs = getattr(algorithm, "local_epochs", 0)
-    if not epochs:
+    if algorithm.sync_every:
         return config
-    every = max(1, round(epochs * examples / (config.devices * config.batch)))
+    every = max(1, round(algorithm.local_epochs * examples / (config.devices * config.batch)))
     return replace(config, algorithm=replace(algorithm, sync_every=every))
+
+
+def _paced_alike(config: Config, examples: int) -> Config:
+    """The same where all that devices hold is at hand: what is given has to be what follows from it."""
+    algorithm: Any = config.algorithm
+    if not getattr(algorithm, "local_epochs", 0):
+        return config
+    found = paced(replace(config, algorithm=replace(algorithm, sync_every=None)), examples)
+    if algorithm.sync_every not in (None, found.algorithm.sync_every):
+        raise EdgewiseError(
+            f"sync_every: local_epochs {algorithm.local_epochs:g} are {found.algorithm.sync_every} steps a "
+            f"round on average here, and not {algorithm.sync_every}; give one of the two"
+        )
+    return found
 
 
 def make_schedule(config: Config, steps: int, examples: int) -> Schedule:

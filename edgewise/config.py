@@ -31,7 +31,7 @@ from edgewise.schedules import SCHEDULES, Constant, Schedule
 from edgewise.settings import KINDS, NAMES, SETTINGS
 
 VERSION = 1  # of config.toml; another version is refused
-DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momentum")
+DERIVED = ("algorithm", "sync_every", "local_epochs", "server_lr", "server_momentum", "local_momentum")
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
     "norm": NORMS,
@@ -91,10 +91,6 @@ class Config:
         self.aggregate.check(self.cohort_size)
         self._check_codecs()
         self._check_loss()
-        if self.engine == "fleet" and getattr(self.algorithm, "local_epochs", 0.0) > 0:
-            raise EdgewiseError(
-                "local_epochs: a fleet's devices take as many steps each; give sync_every, or engine inline"
-            )
 
     def _check_codecs(self) -> None:
         if isinstance(codecs.inner(self.codec_down), codecs.DGC):
@@ -127,10 +123,10 @@ class Config:
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
             )
         _, moved = self.algorithm.without_momentum()
-        if algorithms.reads_updates(self.algorithm):
+        if readers := algorithms.reads_updates(self.algorithm):
             raise EdgewiseError(
-                f"codec: dgc sends no updates but their momentum, and {algorithms.text(self.algorithm)} "
-                "takes devices' gradients from updates; take another codec, such as topk"
+                f"codec: dgc sends no updates but their momentum, and {readers[0]} "
+                "takes devices' gradients or momentum from updates; take another codec, such as topk"
             )
         if dgc.momentum and moved and dgc.momentum != moved:
             raise EdgewiseError(
@@ -189,8 +185,6 @@ class Config:
         values["algorithm"] = algorithms.text(algorithm)
         values |= {name: getattr(algorithm, name, None) for name in DERIVED[1:]}
         values["local_epochs"] = values["local_epochs"] or None
-        if values["local_epochs"]:
-            values["sync_every"] = None  # which follows from it and from the data
         values["augment"] = "auto" if self.augment is None else self.augment.text
         extras = _extras(algorithm.sgd, "sgd", SGD_SETTINGS) | _extras(
             algorithm, "algorithm", ("sgd", "parts", *DERIVED)
@@ -263,8 +257,6 @@ def _codec(text: str, name: str, extras: dict[str, Any]) -> Codec:
 def _algorithm(values: Mapping[str, Any], sgd: SGD, extras: dict[str, Any]) -> Algorithm:
     """The algorithm that settings name, with the `algorithm.field` extras of its own and of its parts set."""
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
-    if len({"sync_every", "local_epochs"} & given.keys()) == 2:
-        raise EdgewiseError("sync_every, local_epochs: give one of them, not both")
     algorithm = algorithms.parse(values["algorithm"], sgd, tuple(recipes.RECIPES), **given)
     owners = Counter(slot.name for part in _added(algorithm) for slot in _slots(part))
     for name, count in owners.items():

@@ -32,6 +32,7 @@ from edgewise.assemble import (
     make_schedule,
     make_terms,
     move,
+    paced,
 )
 from edgewise.config import VERSION, Config
 from edgewise.data import Dataset
@@ -76,12 +77,9 @@ def assemble_coordinator(config: Config, data: Dataset | tuple[Shape, int]) -> P
         shape, count = data  # type: ignore[misc]
         classes = tuple(str(number) for number in range(count))
         config = replace(config, accelerator="cpu" if config.accelerator == "auto" else config.accelerator)
-        if config.steps is None or config.warmup_epochs:
-            raise EdgewiseError(
-                "steps: a coordinator without data does not know how long an epoch is; "
-                "give --steps, and no --warmup-epochs"
-            )
+        _check_lengths(config)
     examples = len(dataset.train) if dataset else 0
+    config = paced(config, examples)
     steps = local_steps(config, examples)
     every = config.algorithm.sync_every
     if config.eval_every is None:
@@ -97,6 +95,20 @@ def assemble_coordinator(config: Config, data: Dataset | tuple[Shape, int]) -> P
     moved = move(dataset, config.accelerator)
     feed = Feed.of(moved, config.batch, config.augment, DTYPES[config.precision], config.seed)
     return Parts(*ours, shape, classes, moved, feed)
+
+
+def _check_lengths(config: Config) -> None:
+    """EdgewiseError for what cannot be counted in steps, where there is no data to count."""
+    if config.steps is None or config.warmup_epochs:
+        raise EdgewiseError(
+            "steps: a coordinator without data does not know how long an epoch is; "
+            "give --steps, and no --warmup-epochs"
+        )
+    if not config.algorithm.sync_every:
+        raise EdgewiseError(
+            "local_epochs: a coordinator without data does not know how many steps they are; give "
+            "--sync-every too: what a round counts for in --steps"
+        )
 
 
 def _module(config: Config, shape: Shape, classes: int) -> nn.Module:

@@ -56,15 +56,19 @@ class SGD:
         """
         kept = self.momentum
         carried, total = 0.0, 0.0
-        for _ in range(steps):
-            carried = kept * carried + 1
-            total += 1 + kept * carried if self.nesterov and kept else carried
+        for left in range(steps, 0, -1):
+            before, carried = carried, kept * carried + 1
+            way = 1 + kept * carried if self.nesterov and kept else carried
+            if carried == before:  # and so from here on, however many a device says it took
+                return total + left * way
+            total += way
         return total
 
     def gradient_behind(self, update: Tensor, reach: float, layout: Layout) -> Tensor:
         """The mean gradient (P,), weight decay in it, of which an update (P,) is the way.
 
-        `reach`: of its steps, times the schedule's factor. Zero where nothing can move.
+        `reach`: of its steps, times the schedule's factor. With their number in its place it is the mean of
+        plain momentum. Zero where nothing can move.
         """
         gradient = torch.zeros_like(update)
         for stretch, rate in self.rates(layout):

@@ -92,7 +92,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; others: 10)", low=1),
     Setting(
-        "local_epochs", float, None, "passes of each device over its data a round: steps that differ", low=0
+        "local_epochs",
+        float,
+        None,
+        "passes of each device over its data a round, in steps that differ",
+        low=0,
     ),
     Setting("batch", int, 32, "examples a device takes per step", low=1),
     Setting("lr", float, 0.1, "peak learning rate", low=0),
@@ -100,6 +104,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("momentum", float, 0.9, "momentum: the server's for sync-sgd, else local", low=0),
     Setting("nesterov", bool, False, "Nesterov's momentum"),
     Setting("weight_decay", float, 5e-4, "weight decay", low=0),
+    Setting(
+        "local_momentum",
+        str,
+        None,
+        "a device's momentum between two rounds: reset, keep or average (reset)",
+        choices=("reset", "keep", "average"),
+    ),
     Setting("schedule", str, "constant", "constant, plateau or cosine"),
     Setting("warmup_epochs", float, 0.0, "epochs of linear warm-up", low=0),
     Setting("warmup_lr", float, None, "where the warm-up starts (else a tenth of lr * lr_scale)", low=0),

@@ -55,7 +55,8 @@ SETTINGS: dict[str, list[Algorithm]] = {
         FedAvg(SGD(0.1)),
         FedAvg(SGD(0.1, 0, 0), sync_every=1),
         FedAvg(SGD(0.1), sync_every=3, server_lr=0.5, server_momentum=0.5),
-        FedAvg(SGD(0.1), sync_every=2, keep_momentum=True),
+        FedAvg(SGD(0.1), sync_every=2, local_momentum="keep"),
+        FedAvg(SGD(0.1), sync_every=2, server_momentum=0.5, local_momentum="average"),
         FedAvg(SGD(0.1), sync_every=2, parts=(FedLMD(), FedCM(0.5), FedNova(), Centralise(), Clip(), SAM())),
         FedAvg(SGD(0.1), sync_every=2, server_momentum=0.5, parts=(Scaffold(), FedNova(), FedLC())),
     ],
@@ -130,7 +131,7 @@ def test_a_plus_within_a_number_joins_nothing() -> None:
 
 def rest(algorithm: Any) -> dict[str, Any]:
     """What the text form of an algorithm leaves to the settings beside it."""
-    names = ("sync_every", "server_lr", "server_momentum", "keep_momentum")
+    names = ("sync_every", "server_lr", "server_momentum", "local_momentum")
     return {name: getattr(algorithm, name) for name in names if hasattr(algorithm, name)}
 
 

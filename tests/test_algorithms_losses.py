@@ -176,7 +176,7 @@ def test_kept_momentum_goes_on_where_it_was() -> None:
     model, sgd, batch = FlatModel(module, Layout.of(module)), SGD(0.1, 0.5, 0), (torch.zeros(1),) * 2
     ends = []
     for algorithm, rounds, steps in (
-        (FedAvg(sgd, keep_momentum=True), 4, 1),
+        (FedAvg(sgd, local_momentum="keep"), 4, 1),
         (FedAvg(sgd), 1, 4),
         (FedAvg(sgd), 4, 1),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import closing
 from itertools import cycle
 from pathlib import Path
@@ -13,7 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgewise import records, wire
-from edgewise.algorithms import ALGORITHMS, FedAvg, FedCM, FedDyn, FedLMD, FedProx, FedRS, parse, text
+from edgewise.algorithms import (
+    ALGORITHMS,
+    FedAvg,
+    FedCM,
+    FedDyn,
+    FedLMD,
+    FedProx,
+    FedRS,
+    momenta,
+    parse,
+    text,
+)
 from edgewise.assemble import assemble
 from edgewise.config import Config
 from edgewise.data import Dataset
@@ -91,9 +103,15 @@ def test_numbers_are_set_by_name_too() -> None:
     found = Config.of(flat).algorithm
     assert found == FedAvg(parts=(FedLMD(0.5), FedCM(0.2)))
     assert Config.of(flat).flat()["algorithm"] == "fedlmd:0.5+fedcm:0.2"
-    kept = Config.of({"algorithm": "fedprox", "set": {"algorithm.keep_momentum": True}})
-    assert kept.algorithm == FedAvg(keep_momentum=True, parts=(FedProx(),))
-    assert Config.of(kept.flat()) == kept and 'algorithm.keep_momentum" = true' in kept.toml()
+
+
+@pytest.mark.parametrize("policy", momenta.POLICIES)
+def test_what_becomes_of_local_momentum_is_a_setting(policy: str) -> None:
+    for told in ({"local_momentum": policy}, {"set": {"algorithm.local_momentum": policy}}):
+        found = Config.of({"algorithm": "fedprox", **told})
+        assert found.algorithm == FedAvg(local_momentum=policy, parts=(FedProx(),))
+        assert f'\nlocal_momentum = "{policy}"\n' in found.toml() and "set" not in found.flat()
+        assert Config.of(tomllib.loads(found.toml().replace("version = 1", ""))) == found
 
 
 def test_the_server_s_rate_is_the_part_s_unless_it_is_given() -> None:
@@ -121,8 +139,36 @@ def test_the_server_s_rate_is_the_part_s_unless_it_is_given() -> None:
         ({"algorithm": "feddyn", "server_lr": 0.5}, "^server_lr: feddyn is defined for 1 only, and not 0.5$"),
         ({"algorithm": "sync-sgd+fedlmd"}, "^algorithm: 'sync-sgd.fedlmd' is unknown; one of: sync-sgd"),
         *(
-            ({"algorithm": name, "set": {"algorithm.keep_momentum": True}}, f"^keep_momentum: {name} divides")
+            (
+                {"algorithm": name, "local_momentum": "keep"},
+                f"^local_momentum: {name} divides .*; give reset$",
+            )
             for name in ("scaffold", "fedcm", "fednova")
+        ),
+        ({"algorithm": "fednova", "local_momentum": "average"}, "^local_momentum: fednova divides"),
+        *(
+            ({"algorithm": name, "local_momentum": "average"}, f"^local_momentum: .* and so does {name};")
+            for name in ("scaffold", "fedcm")
+        ),
+        *(
+            (
+                {"algorithm": "fedavg", "local_momentum": policy, "momentum": 0},
+                f"^local_momentum: there is none to {policy}: momentum is 0; give one, or reset$",
+            )
+            for policy in ("keep", "average")
+        ),
+        (
+            {"algorithm": "fedavg", "local_momentum": "average", "nesterov": True},
+            "^local_momentum: average reads plain momentum .*; leave nesterov off",
+        ),
+        ({"local_momentum": "keep"}, "^local_momentum: sync-sgd has none; it belongs to fedavg"),
+        (
+            {"algorithm": "fedavg", "local_momentum": "half"},
+            "^local_momentum: 'half' is unknown; one of: reset",
+        ),
+        (
+            {"algorithm": "fedavg", "local_momentum": "average", "codec": "dgc:0.01"},
+            "^codec: dgc sends no updates but their momentum, and local_momentum average takes",
         ),
         (
             {"algorithm": "fedrs+feddyn", "set": {"algorithm.alpha": 0.2}},
@@ -134,8 +180,6 @@ def test_the_server_s_rate_is_the_part_s_unless_it_is_given() -> None:
             for name in ("fedlc", "fedrs", "fedntd", "fedlmd")
         ),
         ({"algorithm": "sync-sgd", "local_epochs": 1}, "^local_epochs: sync-sgd has none"),
-        ({"algorithm": "fedavg", "local_epochs": 1, "sync_every": 3}, "^sync_every, local_epochs: give one"),
-        ({"algorithm": "fedavg", "local_epochs": 1, "engine": "fleet"}, "^local_epochs: a fleet's devices"),
         *(
             ({"algorithm": name, "local_epochs": 1}, f"^local_epochs: {name} takes .*; add fednova")
             for name in ("scaffold", "fedcm")
@@ -164,12 +208,15 @@ def test_alone_they_take_each_other_s_numbers() -> None:
 @pytest.mark.parametrize(
     "settings", [pytest.param({}, marks=pytest.mark.slow, id="lossless"), pytest.param(LOSSY, id="lossy")]
 )
-@pytest.mark.parametrize("algorithm", [*ADDED, *MIXED])
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [*((name, "reset") for name in [*ADDED, *MIXED]), ("fedavgm", "keep"), ("fedacg", "average")],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    specks: Dataset, tmp_path: Path, algorithm: str, settings: dict[str, Any]
+    specks: Dataset, tmp_path: Path, algorithm: str, policy: str, settings: dict[str, Any]
 ) -> None:
     """Also where devices' memories lie in files, and its rounds are those of a run that was not stopped."""
-    told = config(algorithm, **settings)
+    told = config(algorithm, local_momentum=policy, **settings)
     rows = [row.row() for row in run(told, tmp_path / "whole", dataset=specks)]
     with closing(run(told, tmp_path / "parts", dataset=specks)) as play:
         next(play), next(play)
@@ -201,7 +248,15 @@ def test_local_epochs_are_steps_that_differ(specks: Dataset, tmp_path: Path, alg
         next(play), next(play)
     list(run(told, tmp_path / "parts", dataset=specks, resume=True))
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
-    assert "sync_every" not in (tmp_path / "whole" / records.CONFIG).read_text()
+    assert "\nsync_every = 9\nlocal_epochs = 1.5\n" in (tmp_path / "whole" / records.CONFIG).read_text()
+
+
+def test_steps_that_follow_from_local_epochs_are_not_given_otherwise(specks: Dataset) -> None:
+    flat = {"model": f"{__name__}:tiny", "algorithm": "fedavg", "devices": 4, "batch": 2, "local_epochs": 1.5}
+    for every in (None, 9):
+        assert assemble(Config.of({**flat, "sync_every": every}), specks).config.algorithm.sync_every == 9
+    with pytest.raises(EdgewiseError, match=r"^sync_every: local_epochs 1.5 are 9 steps .* and not 8; give"):
+        assemble(Config.of({**flat, "sync_every": 8}), specks)
 
 
 def test_unequal_steps_tell_fednova_from_fedavg(specks: Dataset, tmp_path: Path) -> None:
@@ -220,18 +275,26 @@ def test_every_algorithm_ends_elsewhere(specks: Dataset, tmp_path: Path) -> None
         local = "fedntd:5" if name == "fedntd" else "clip:0.1" if name == "clip" else name
         list(run(config(local, steps=6), tmp_path / name, dataset=specks))
         ends[name] = digest(tmp_path / name)
+    for policy in ("keep", "average"):
+        list(run(config("fedavg", steps=6, local_momentum=policy), tmp_path / policy, dataset=specks))
+        ends[policy] = digest(tmp_path / policy)
     # With as many steps on every device FedNova is FedAvg, but for rounding.
     assert len(set(ends.values())) == len(ends)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "vectors"),
-    [("scaffold", 2), ("fedcm", 2), ("fedavg", 1), ("feddyn", 1), ("fedacg", 1), ("fedlmd", 1)],
+    ("algorithm", "policy", "vectors"),
+    [
+        *((name, "reset", 2) for name in ("scaffold", "fedcm")),
+        *((name, "reset", 1) for name in ("fedavg", "feddyn", "fedacg", "fedlmd")),
+        ("fedavg", "keep", 1),
+        ("fedavg", "average", 2),
+    ],
 )
 def test_what_goes_down_beside_the_state_is_counted(
-    specks: Dataset, tmp_path: Path, algorithm: str, vectors: int
+    specks: Dataset, tmp_path: Path, algorithm: str, policy: str, vectors: int
 ) -> None:
-    told = config(algorithm, cohort=2, steps=2)
+    told = config(algorithm, cohort=2, steps=2, local_momentum=policy)
     (row,) = run(told, tmp_path / "run", dataset=specks)
     layout = assemble(told, specks).model.layout
     parameters, buffers = 8 * layout.count, 8 * layout.buffer_count

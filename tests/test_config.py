@@ -31,6 +31,7 @@ from edgewise.algorithms import (
     FedProx,
     Scaffold,
     SyncSGD,
+    momenta,
     reads_updates,
 )
 from edgewise.codecs import (
@@ -96,10 +97,21 @@ drifts = st.one_of(
     st.just(Scaffold()), st.builds(FedProx, amounts), st.builds(FedDyn, above_zero), st.builds(FedACG)
 )
 added = st.tuples(st.builds(SAM, amounts), st.builds(FedLMD, amounts, above_zero), drifts)
+
+
+def momentous(policy: str, *given: Any) -> FedAvg:
+    """With the policy, where it makes sense beside the rest."""
+    try:
+        return FedAvg(*given, policy)
+    except EdgewiseError:
+        return FedAvg(*given)
+
+
 algorithms: st.SearchStrategy[Any] = st.one_of(
     st.builds(SyncSGD, optimizers),
-    st.builds(FedAvg, optimizers, counts, amounts, amounts, st.booleans()),
+    st.builds(momentous, st.sampled_from(momenta.POLICIES), optimizers, counts, amounts, amounts),
     st.builds(FedAvg, optimizers, counts, parts=added),
+    st.builds(FedAvg, optimizers, st.none() | counts, local_epochs=amounts),
 )
 shares = st.floats(1e-6, 1)
 widths = st.sampled_from([8, 16, 32])

@@ -28,6 +28,7 @@ from edgewise.algorithms.fednova import FedNova
 from edgewise.algorithms.fedntd import FedNTD
 from edgewise.algorithms.fedprox import FedProx
 from edgewise.algorithms.fedrs import FedRS
+from edgewise.algorithms.momenta import AVERAGE
 from edgewise.algorithms.places import DRIFT, Loss, Part, Turns
 from edgewise.algorithms.sam import SAM
 from edgewise.algorithms.scaffold import Scaffold
@@ -96,10 +97,13 @@ def losses(algorithm: Algorithm) -> list[str]:
     return [specs.name_of(PARTS, part) for part in parts if isinstance(part, Loss)]
 
 
-def reads_updates(algorithm: Algorithm) -> bool:
-    """Whether the server takes devices' gradients, or their momentum, from the mean update."""
-    parts = algorithm.parts if isinstance(algorithm, FedAvg) else ()
-    return any(DRIFT in part.places and isinstance(part, Turns) for part in parts)
+def reads_updates(algorithm: Algorithm) -> list[str]:
+    """What of it takes devices' gradients, or their momentum, from the mean update on the server."""
+    if not isinstance(algorithm, FedAvg):
+        return []
+    own = [f"local_momentum {AVERAGE}"] if algorithm.local_momentum == AVERAGE else []
+    reading = [part for part in algorithm.parts if DRIFT in part.places and isinstance(part, Turns)]
+    return own + [specs.name_of(PARTS, part) for part in reading]
 
 
 def with_part(algorithm: Algorithm, old: Part, new: Part) -> Algorithm:

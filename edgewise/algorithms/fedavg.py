@@ -9,9 +9,8 @@ https://arxiv.org/abs/1909.06335
         server:       m <- server_momentum * m + mean(u_d);  w <- w + server_lr * m
 
 The mean weighs a device by the examples it trained on this round. Devices take K steps each, or as many as
-make `local_epochs` passes over what they hold, which is K on average. The device's momentum starts at zero
-every round (it would push with directions of a model that the server has replaced since), or goes on from
-where it was with `keep_momentum`.
+make `local_epochs` passes over what they hold, which is K on average. What becomes of a device's momentum
+between two rounds is in `momenta.py`.
 
 The parts are what other papers add (`places.py`): `FedAvg(parts=(FedLMD(), FedCM()))`.
 """
@@ -25,7 +24,8 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from edgewise import local
-from edgewise.algorithms.base import NOTHING, Combined, Learned, Memory, Own, Server
+from edgewise.algorithms import momenta
+from edgewise.algorithms.base import NOTHING, Combined, Learned, Own, Server
 from edgewise.algorithms.places import (
     GRADIENT,
     PLACES,
@@ -48,17 +48,19 @@ from edgewise.optimizers import SGD
 from edgewise.vector import FlatModel, Layout, State
 
 MOMENTUM = "momentum"
+EVERY = 10  # local steps a round, where nothing is said
+UNKNOWN = cast(int, None)  # EVERY, or with local_epochs what these come to on average
 CHOSEN = cast(float, None)  # a rate that is left to the part at the server's place; 1 where there is none
 
 
 @dataclass(frozen=True)
 class FedAvg:
     sgd: SGD = SGD()  # lives on the device
-    sync_every: int = 10
+    sync_every: int = UNKNOWN
     server_lr: float = CHOSEN
     server_momentum: float = 0.0
-    keep_momentum: bool = False
-    local_epochs: float = 0.0  # passes of each device over its own data, in place of sync_every; 0: not so
+    local_momentum: str = momenta.RESET  # between two rounds: one of momenta.POLICIES
+    local_epochs: float = 0.0  # passes of each device over its own data, sync_every on average; 0: not so
     parts: tuple[Part, ...] = ()
     sends_gradients: ClassVar[bool] = False
 
@@ -68,8 +70,11 @@ class FedAvg:
         if self.server_lr is None:
             rates = [getattr(part, "rate", 1.0) for part in self.parts if SERVER in part.places]
             object.__setattr__(self, "server_lr", rates[0] if rates else 1.0)
+        if self.sync_every is None and not self.local_epochs:
+            object.__setattr__(self, "sync_every", EVERY)
         _check_places(self.parts)
         _check_epochs(self)
+        momenta.check(self.local_momentum, self.sgd, self.parts)
         for part in self.parts:
             _check_settings(self, part)
 
@@ -79,15 +84,19 @@ class FedAvg:
 
     @property
     def guided(self) -> bool:
-        return any(isinstance(part, Guides) for part in self.parts)
+        averages = self.local_momentum == momenta.AVERAGE
+        return averages or any(isinstance(part, Guides) for part in self.parts)
 
     def local_steps(self, asked: int, examples: int, batch: int) -> int:
         if not self.local_epochs:
             return asked
-        return max(1, round(self.local_epochs * examples / batch * asked / self.sync_every))
+        share = asked / (self.sync_every or asked)  # of a round: the last may be shorter
+        return max(1, round(self.local_epochs * examples / batch * share))
 
     def start(self, state: State) -> Server:
-        vectors = {MOMENTUM: state.params.new_zeros(state.params.shape)} if self.server_momentum else {}
+        vectors = momenta.start(self.local_momentum, state.params)
+        if self.server_momentum:
+            vectors[MOMENTUM] = state.params.new_zeros(state.params.shape)
         for part in self.parts:
             if isinstance(part, Turns):
                 vectors |= part.start(state.params)
@@ -101,7 +110,8 @@ class FedAvg:
         return State(ahead, server.state.buffers)
 
     def guide(self, server: Server) -> Tensor | None:
-        return next((server.vectors[part.guide] for part in self.parts if isinstance(part, Guides)), None)
+        mean = momenta.guide(self.local_momentum, server.vectors)
+        return next((server.vectors[part.guide] for part in self.parts if isinstance(part, Guides)), mean)
 
     def without_momentum(self) -> tuple[FedAvg, float]:
         return replace(self, server_momentum=0.0), self.server_momentum
@@ -115,21 +125,18 @@ class FedAvg:
         own: Own = NOTHING,
     ) -> Learned:
         outset = Outset(model, model.params.clone(), self.sgd, factor, own)
-        momentum = self.sgd.start(model.params)
-        if self.keep_momentum and MOMENTUM in own.memory:
-            momentum.copy_(own.memory[MOMENTUM])
+        momentum = momenta.begin(self.local_momentum, outset)
         plugs = self._plugs(outset, objective)
         losses = local.train(model, batches, self.sgd, factor, plugs, momentum)
-        update, memory = model.params - outset.start, dict[str, Tensor]()
-        if self.keep_momentum:
-            memory[MOMENTUM] = momentum
+        update = model.params - outset.start
+        memory = dict(momenta.remember(self.local_momentum, momentum))
         for part in self.parts:
             if isinstance(part, Remembers):
                 memory |= part.remember(outset, update, len(losses))
         for part in self.parts:
             if isinstance(part, Sends):
                 update = part.sent(outset, update, len(losses))
-        return Learned(update, float(losses.mean()), cast(Memory, memory))
+        return Learned(update, float(losses.mean()), memory)
 
     def _plugs(self, outset: Outset, objective: Objective) -> local.Plugs:
         gradient: local.Gradient = local.gradient
@@ -144,6 +151,7 @@ class FedAvg:
     def step(self, server: Server, combined: Combined, layout: Layout) -> Server:
         direction = combined.mean.params
         closing = Closing(server.vectors, self.sgd, combined, layout)
+        momenta.close(self.local_momentum, direction, closing)
         for part in self.parts:
             if isinstance(part, Turns):
                 direction = part.turn(direction, closing)
@@ -181,8 +189,3 @@ def _check_settings(algorithm: FedAvg, part: Part) -> None:
         raise EdgewiseError(f"server_momentum: {name} has its own way to go on the server; leave it out")
     if SERVER in part.places and not getattr(part, "rate", 0) and algorithm.server_lr != 1:
         raise EdgewiseError(f"server_lr: {name} is defined for 1 only, and not {algorithm.server_lr:g}")
-    if part.rests and algorithm.keep_momentum:
-        raise EdgewiseError(
-            f"keep_momentum: {name} divides an update by its steps, "
-            "so local momentum has to start every round from rest"
-        )

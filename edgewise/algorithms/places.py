@@ -16,7 +16,7 @@ Only `gradient` has room for several parts; a part may stand at several places.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -69,12 +69,19 @@ class Closing:
     @property
     def reach(self) -> float:
         """The mean reach of the devices' steps (`SGD.reach`)."""
-        steps = self.combined.steps
-        return sum(weight * self.sgd.reach(k) for k, weight in steps.items()) / sum(steps.values())
+        return self._mean(self.sgd.reach)
 
     def gradient(self, direction: Tensor) -> Tensor:
-        """The mean gradient (P,) behind the mean update."""
+        """The mean gradient (P,) behind the mean update, of steps that began at rest."""
         return self.sgd.gradient_behind(direction, self.reach * self.combined.factor, self.layout)
+
+    def momentum(self, direction: Tensor) -> Tensor:
+        """The mean of plain momentum (P,) over all devices' steps, behind the mean update."""
+        return self.sgd.gradient_behind(direction, self._mean(float) * self.combined.factor, self.layout)
+
+    def _mean(self, reach: Callable[[int], float]) -> float:
+        steps = self.combined.steps
+        return sum(weight * reach(k) for k, weight in steps.items()) / sum(steps.values())
 
 
 class Part(Protocol):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -121,7 +121,7 @@ def inspect(
         agreement=agreed,
         traffic=sent,
     )
-    advice = tuple(advise(config, found))
+    advice = tuple(advise(replace(config, algorithm=parts.config.algorithm), found))  # whose K is known
     name = parts.dataset.name
     return Inspection(config, name, parts, parts.held, dealt, tuple(gaps), tuple(agreed), sent, notes, advice)
 

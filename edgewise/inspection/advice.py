@@ -14,6 +14,7 @@ from typing import Any
 
 from edgewise import codecs, recipes
 from edgewise.algorithms import FedAvg, SyncSGD, text
+from edgewise.algorithms.momenta import RESET
 from edgewise.config import Config
 from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.agreement import Agreement
@@ -87,9 +88,10 @@ def _says(name: str, value: Any, default: Any, flat: dict[str, Any]) -> bool:
 
 def _implied(name: str, value: Any, flat: dict[str, Any]) -> bool:
     """Settings that the algorithm sets to these by itself."""
-    return (name, value) in {("sync_every", 1), ("server_lr", 1.0), ("server_momentum", 0.0)} or (
-        name == "sync_every" and flat["algorithm"] == "fedavg" and value == FedAvg().sync_every
-    )
+    if name == "sync_every":
+        usual = 1 if flat["algorithm"] == "sync-sgd" else FedAvg().sync_every
+        return bool(value == usual or flat["local_epochs"])
+    return (name, value) in {("server_lr", 1.0), ("server_momentum", 0.0), ("local_momentum", RESET)}
 
 
 def _number(value: Any) -> str:
@@ -160,8 +162,8 @@ def _against_forgetting(config: Config) -> tuple[str, str, Config]:
 
 
 def replace_every(algorithm: Any, steps: int) -> Any:
-    """The same algorithm with another K."""
-    return replace(algorithm, sync_every=steps)
+    """The same algorithm with another K, the same for all devices."""
+    return replace(algorithm, sync_every=steps, local_epochs=0.0)
 
 
 def _synchronous(config: Config) -> Config:

@@ -11,7 +11,7 @@ from edgewise.reconcile import FREE
 
 # Settings whose value says enough, and values of others that go without saying.
 PLAIN = ("data", "model", "partition", "algorithm", "codec")
-UNSAID = {"sync_every": 1, "server_lr": 1.0, "server_momentum": 0.0}
+UNSAID = {"sync_every": 1, "server_lr": 1.0, "server_momentum": 0.0, "local_momentum": "reset"}
 QUIET = ("eval_every", "fused", "engine", "accelerator", "threads")  # said where nothing else differs
 LONGEST = 64  # label beside a picture, in letters
 TELLING = (

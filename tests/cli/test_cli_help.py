@@ -98,7 +98,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         **{"sync_every": 3, "batch": 7, "lr": 0.25, "lr_scale": 2.0, "momentum": 0.5, "nesterov": True},
         **{"weight_decay": 0.25, "schedule": "plateau:0.5", "warmup_epochs": 0.25, "warmup_lr": 0.125},
         **{"steps": 3, "augment": "crop:2", "cohort": 0.6, "server_lr": 0.5, "server_momentum": 0.25},
-        "aggregate": "trimmed:0.4",
+        **{"aggregate": "trimmed:0.4", "local_momentum": "keep"},
         **{
             "eval_every": 0,
             "fused": "off",

@@ -125,7 +125,7 @@ class CoordinatorEnd:
     async def converse(self, words: list[Word], purpose: int) -> None:
         """The device says this in a round of this purpose."""
         window = Window(self.round, (DEVICE, OTHER), 2, 2, lambda device, held: ({}, [b"task"]))
-        self.courier.begin(window, purpose, EXAMPLES)
+        self.courier.begin(window, purpose, lambda held: EXAMPLES)
         found = await asyncio.wrap_future(member(self.journal, DEVICE, f"print {DEVICE}"))
         stream = Stream(words)
         await self.courier.serve(found, stream)

@@ -148,12 +148,27 @@ def _typed(word: str) -> object:
 
 @pytest.mark.parametrize(
     "config",
-    [TINY, Config(), replace(TINY, algorithm=FedAvg(sync_every=5, server_momentum=0.5), partition=Iid())],
+    [
+        *(
+            TINY,
+            Config(),
+            replace(TINY, algorithm=FedAvg(sync_every=5, server_momentum=0.5), partition=Iid()),
+        ),
+        *(replace(TINY, algorithm=FedAvg(local_epochs=0.5)), replace(TINY, algorithm=FedAvg(sync_every=1))),
+    ],
 )
 def test_a_command_is_its_config(config: Config) -> None:
     words = shlex.split(command(config))[2:]
     named = dict(zip(words[::2], words[1::2], strict=True))
     assert Parsed.of({k.removeprefix("--").replace("-", "_"): _typed(v) for k, v in named.items()}) == config
+
+
+def test_where_steps_are_by_what_devices_hold_the_advice_knows_their_mean() -> None:
+    found = inspect(replace(FEW, norm=Group(), algorithm=FedAvg(SGD(0.02), local_epochs=0.02)))
+    (advice,) = (one for one in found.advice if one.what == "algorithm")
+    every = round(0.02 * len(found.parts.dataset.train) / (2 * 8))  # type: ignore[union-attr]
+    assert every > 1 and advice.change == f"fedavg as it is (K = {every})"
+    assert "--local-epochs 0.02" in advice.command and "--sync-every" not in advice.command
 
 
 class Page(html.parser.HTMLParser):

@@ -56,7 +56,7 @@ class Courier:
         self.revoked: set[int] = set()
         self.window: Window | None = None
         self.purpose = TRAIN
-        self.examples = 0  # that an update of the open round stands for
+        self.owed: Callable[[int], int] = lambda held: 0  # see `begin`
         self._disk = ThreadPoolExecutor(8, "disk")
         self._look = ThreadPoolExecutor(1, "screen")  # long updates one at a time, not all in memory at once
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,9 +162,12 @@ class Courier:
 
     # ---- a window ----
 
-    def begin(self, window: Window, purpose: int, examples: int) -> None:
-        """Open a window: its devices are sent their task as soon as they are there."""
-        self.window, self.purpose, self.examples = window, purpose, examples
+    def begin(self, window: Window, purpose: int, owed: Callable[[int], int]) -> None:
+        """Open a window: its devices are sent their task as soon as they are there.
+
+        `owed`: how many examples the update of a device that holds so many stands for.
+        """
+        self.window, self.purpose, self.owed = window, purpose, owed
         self._begun.set()
         self._disk.submit(self.spool.cool, window.round - 1)  # its updates are in the state by now
         self.metrics.round.set(window.round)
@@ -279,11 +282,12 @@ class Courier:
         """Do what blocks on the disk in another thread. Once begun it ends, whatever becomes of a stream."""
         return await self._elsewhere(self._disk, action, *arguments)
 
-    async def concluded(self, arrival: Arrival | Whole) -> tuple[Reply, float]:
+    async def concluded(self, arrival: Arrival | Whole, held: int) -> tuple[Reply, float]:
         """Look at an update, and make it last if it has a file: the reply and its norm.
 
-        EdgewiseError if it may not count.
+        EdgewiseError if it may not count. `held`: the examples that its device has.
         """
+        owed = self.owed(held)
 
         def finish() -> None:
             arrival.finish()
@@ -292,7 +296,7 @@ class Courier:
         def look() -> tuple[Reply, float]:
             device, round = arrival.device, arrival.round
             summed = isinstance(arrival, Arrival) and arrival.checksum.agrees
-            return self.screen.check(arrival.content, device, round, self.examples, summed)
+            return self.screen.check(arrival.content, device, round, owed, summed)
 
         def both() -> tuple[Reply, float]:
             finish()

@@ -169,23 +169,25 @@ class Idle:
         self.examples = len(outfit.device.indices)
         self.labels: Sequence[int] = ()
         self.batch, self.agreed = outfit.work.feed.size, outfit.work.agreed
+        self.steps = outfit.work.algorithm.local_steps
         self.longest = 1 << 40
         self.payload, self.buffers = outfit.nothing
 
     def train(self, frames: Sequence[bytes], memory: Memory) -> tuple[Sequence[wire.Bytes], Memory]:
         task = wire.Header.parse(frames[0] if frames else b"")
+        steps = self.steps(task.count, self.examples, self.batch)
         frame = wire.Frame(
             kind=wire.Kind.UPDATE,
             layout=self.agreed.layout,
             codec=self.agreed.codec,
             round=task.round,
             device=self.device,
-            count=task.count * self.batch,
+            count=steps * self.batch,
             value=0.0,
             payload=self.payload,
             buffers=self.buffers,
         )
-        return wire.pieces(frame), Memory(memory.step + task.count)
+        return wire.pieces(frame), Memory(memory.step + steps)
 
     def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
         raise wire.FrameError("a device for load tests has nothing to evaluate on")

@@ -153,7 +153,7 @@ class Fleet:
         needed = min(self.policy.needed(size), wanted)
         window = Window(round, cohort, needed, wanted, self._training(task), beside)
         window.resume({device: Taken(digest) for device, digest in opened.taken.items()})
-        self.host.soon(self.courier.begin, window, TRAIN, task.steps * self.run.batch)
+        self.host.soon(self.courier.begin, window, TRAIN, self._owed(task))
         for device in cohort:
             yield from self._replied(window, device)
         self._await(window, window.outcome)
@@ -202,7 +202,7 @@ class Fleet:
         needed = self.policy.needed(len(asked))
         reserve = () if self.policy.patient else able
         window = Window(round, asked, needed, len(asked), self._evaluating(task), reserve)
-        self.host.soon(self.courier.begin, window, EVALUATE, 0)
+        self.host.soon(self.courier.begin, window, EVALUATE, lambda held: 0)
         self._await(window, window.outcome)
         answers = [window.answers[device].result() for device in window.asked]
         result = scores.combine([answer for answer in answers if answer is not None], self.run.classes)
@@ -261,6 +261,11 @@ class Fleet:
                 log.warning("waiting", extra={"round": window.round, "words": words})
 
     # ---- what travels ----
+
+    def _owed(self, task: Task) -> Callable[[int], int]:
+        """How many examples the update of a device that holds so many stands for."""
+        steps, batch = self.run.terms.algorithm.local_steps, self.run.batch
+        return lambda held: steps(task.steps, held, batch) * batch
 
     def _reply(self, round: int, device: int, taken: Taken) -> Reply:
         if taken.reply is not None:

@@ -54,6 +54,7 @@ class Session:
         "arrival",
         "completing",
         "courier",
+        "examples",
         "heard",
         "held",
         "hello",
@@ -61,6 +62,7 @@ class Session:
         "line",
         "loose",
         "member",
+        "pledged",
         "ready",
         "seconds",
         "task",
@@ -73,6 +75,8 @@ class Session:
         self.left = asyncio.Event()  # once its stream is no longer listened to
         self.heard = time.monotonic()
         self.hello: Any = None
+        self.examples = 0  # that the device trains on
+        self.pledged = ("", 0)  # the digest of what was on its way before this stream; examples then
         self.held = 0  # the round whose state it holds
         self.ready = False
         self.arrival: Arrival | None = None
@@ -155,6 +159,8 @@ class Session:
             raise Dismissed(
                 f"it remembers round {remembered}, which this coordinator's journal does not hold"
             )
+        self.examples, before = ready.examples, self.member.examples
+        self.pledged = (ready.pending_digest.hex(), self.examples if before is None else before)
         labels = ready.labels if courier.plan["labels"] else None
         await asyncio.wrap_future(present(courier.journal, device, ready.examples, ready.tests, labels))
         self.held = self.hello.held if self.hello.run == run else 0
@@ -279,7 +285,8 @@ class Session:
     async def _conclude(self, arrival: Arrival | Whole) -> None:
         courier, round, digest = self.courier, arrival.round, arrival.digest
         try:
-            taken = await courier.take(self, arrival, await courier.concluded(arrival))
+            held = self.pledged[1] if digest == self.pledged[0] else self.examples
+            taken = await courier.take(self, arrival, await courier.concluded(arrival, held))
         except (DiskError, JournalError) as error:
             arrival.close()
             await self._ask_again(arrival, str(error))

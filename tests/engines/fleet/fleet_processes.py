@@ -51,7 +51,8 @@ def net(shape, classes, width=8):
     )
 """
 DATA = ("--data", "digits")
-DEAL = ("--partition", "iid", "--seed", "3")
+PARTITION = "--partition"
+DEAL = (PARTITION, "iid", "--seed", "3")  # unless the settings have another partition
 
 
 @dataclass
@@ -134,6 +135,8 @@ class Scene:
         nets: Nets | None = None,
     ) -> None:
         self.folder, self.devices, self.nets = folder, devices, nets
+        given = list(settings)
+        self.deal = (*DEAL, *(given[(at := given.index(PARTITION)) : at + 2] if PARTITION in given else ()))
         self.settings = [
             *(() if "--shape" in policy else DATA),
             *DEAL,
@@ -176,10 +179,10 @@ class Scene:
     def _agent(self, device: int) -> Callable[[Sequence[str]], Running]:
         def launch(faults: Sequence[str]) -> Running:
             host = self.nets.address(device) if self.nets else "127.0.0.1"
-            share = (*DATA, *DEAL, "--devices", self.devices, "--allow", "tiny:net", "--accelerator", "cpu")
+            share = (*DATA, *self.deal, "--devices", self.devices, "--allow", "tiny:net")
             return command.start(
                 *("agent", "run", f"agent{device}", *share, "--coordinator", f"{host}:{self.port}"),
-                *("--log", f"agent{device}.log", *faults),
+                *("--accelerator", "cpu", "--log", f"agent{device}.log", *faults),
                 folder=self.folder,
                 **(self.nets.inside(device) if self.nets else {}),
             )

@@ -291,6 +291,32 @@ def test_an_update_that_makes_no_sense_ends_the_stream(site: Site, head: dict[st
     assert 2 not in round.took
 
 
+@pytest.mark.parametrize("pending", [True, False], ids=["on its way", "made since"])
+def test_an_update_on_its_way_is_of_what_its_device_held_then(site: Site, pending: bool) -> None:
+    """A device with other data by now, where steps are by what each holds, owes no more for it."""
+    with site.open(2) as round:
+        peer = round.peers[2]
+        head, frames = peer.task()
+        frame = site.answer(2, frames)
+        count, honest = wire.Header.parse(frame).count, peer.examples
+        site.courier.owed = lambda held: count + (held == honest + 1)
+        peer.close()
+        peer = site.peer(2)
+        told = {"pending_round": head.round, "pending_digest": hashlib.sha256(frame).digest()}
+        peer.ready(peer.hello(), examples=honest + 1, **(told if pending else {}))
+        if pending:
+            assert peer.hear("verdict").again
+        else:
+            peer.task()
+        peer.update(frame, head.round)
+        verdict = peer.hear("verdict")
+        assert verdict.taken == pending and ("were asked for" in verdict.reason) != pending
+        if not pending:
+            site.noted("refused", verdict.reason, 2)
+            site.ask(what="clear", device=2)
+    assert (2 in round.took) == pending
+
+
 # ---- more than there should be ----
 
 

@@ -28,6 +28,8 @@ from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS
 
 PLAIN = ("sync-sgd", "fedavg")
+UNEVEN = ("fedavg", "fednova", "scaffold+fednova")  # where devices take unequal numbers of steps
+UNEQUAL = {"partition": "quantity:1", "batch": 2, "sync_every": None, "local_epochs": 0.5, "steps": 10}
 LOCKSTEP = "batch-sync"  # which a fleet cannot give
 SAME = ("model_digest", "accuracy", "per_class", "steps", "rounds", "examples_seen", "bytes_up", "bytes_down")
 
@@ -53,6 +55,17 @@ def rows() -> Iterator[dict[str, Any]]:
     for algorithm in PLAIN:
         yield {"algorithm": algorithm, "codec": "none", "norm": "batch"}
         yield {"algorithm": algorithm, "codec": "int8:zstd", "codec_down": "int4:zstd", "norm": "group"}
+    for algorithm in UNEVEN:
+        yield {"algorithm": algorithm, **UNEQUAL}
+    yield {"algorithm": "fedavg", **UNEQUAL, "local_momentum": "average", "cohort": 2, "steps": 11}
+    for policy in ("keep", "average"):
+        yield {
+            "algorithm": "fedavg",
+            "local_momentum": policy,
+            "codec_down": "int4:zstd",
+            "cohort": 2,
+            "steps": 6,
+        }
 
 
 def further() -> Iterator[dict[str, Any]]:

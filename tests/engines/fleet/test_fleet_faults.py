@@ -72,6 +72,20 @@ def test_two_deaths_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_deaths_where_devices_take_unequal_steps_lose_nothing(tmp_path: Path) -> None:
+    """Their momentum is averaged, so what is sent beside the state has to be the same again, too."""
+    passes = ("--algorithm", "fedprox", "--local-momentum", "average", "--local-epochs", 0.03, "--lr", 0.05)
+    settings = (*passes, "--codec", "topk:0.3", "--steps", 4 * ROUNDS, "--partition", "quantity:1")
+    scene = Scene(tmp_path, 3, settings, SELDOM)
+    scene.coordinator.faults = ["opened@2", "taken@3", "closed@4", "combined@5"]
+    scene.agents[0].faults, scene.agents[1].faults = ["heard@2", "moved@4"], ["sent@3"]
+    scene.play()
+    scene.check_faults()
+    assert len(set(scene.rows("SELECT examples FROM devices"))) == 3
+    assert scene.digest == simulated(tmp_path, scene)
+
+
+@pytest.mark.slow
 def test_a_fault_that_is_not_reached_is_noticed(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 1, (*SETTINGS["sync-sgd"], "--steps", 1))
     scene.agents[0].faults = ["asked@2"]  # there is no such round

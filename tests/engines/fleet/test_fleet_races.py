@@ -75,7 +75,7 @@ def test_a_round_with_enough_answers_takes_no_more_from_that_moment_on(courier: 
     async def play() -> None:
         window = Window(1, (0, 1), 1, 1, lambda device, held: ({}, []))
         courier.journal.open_round(courier.run, 1, (0, 1))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         assert not courier.training(1, 1)  # before the loop had a chance to close it
         assert not await courier.take(session(courier, 1), arrival(courier, 1), (None, 1.0))
@@ -101,7 +101,7 @@ def test_a_round_that_lost_a_device_it_needs_asks_another_one(courier: Courier, 
         come(courier, *range(3 if waiting else 2))
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []), reserve=range(3))
         courier.journal.open_round(courier.run, 1, (0, 1))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         assert await courier.take(courier.sessions[0], arrival(courier, 0), (None, 1.0))
         await asyncio.sleep(0.1)
         assert window.asked == (0, 1)  # nobody is gone
@@ -126,7 +126,7 @@ def test_a_round_whose_device_failed_asks_another_one_at_once(courier: Courier) 
     async def play() -> Window:
         come(courier, 0, 1)
         window = Window(1, (0,), 1, 1, lambda device, held: ({}, []), reserve=range(2))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         courier.failed(courier.sessions[0], 1, "no memory")
         while not courier.training(1, 1):
             await asyncio.sleep(0.01)
@@ -142,7 +142,7 @@ def short_round(courier: Courier) -> Window:
     come(courier, *range(5))
     window = Window(1, (0, 1, 2), 3, 3, lambda device, held: [], reserve=range(5))
     courier.journal.open_round(courier.run, 1, (0, 1, 2))
-    courier.begin(window, TRAIN, 4)
+    courier.begin(window, TRAIN, lambda held: 4)
     return window
 
 
@@ -230,7 +230,7 @@ def test_a_round_of_exactly_its_cohort_asks_nobody_else(courier: Courier) -> Non
     async def play() -> None:
         come(courier, 0, 1, 2)
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         courier._gone(courier.sessions[1])
         await asyncio.sleep(0.2)
         assert window.asked == (0, 1) and not window.closed
@@ -246,7 +246,7 @@ def test_an_update_that_was_on_its_way_when_its_round_closed_is_late_and_written
     async def play() -> None:
         window = Window(1, (0, 1), 1, 1, lambda device, held: ([],))
         courier.journal.open_round(courier.run, 1, (0, 1))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         assert await courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0))
         await asyncio.wrap_future(window.outcome)
         assert not await session(courier, 0)._settle(1, digests[0])  # counts, and is told so
@@ -260,7 +260,7 @@ def test_an_update_that_was_on_its_way_when_its_round_closed_is_late_and_written
 def test_an_update_that_comes_twice_at_once_counts_once(courier: Courier) -> None:
     async def play() -> Window:
         window = Window(1, (0, 1), 2, 2, lambda device, held: ({}, []))
-        courier.begin(window, TRAIN, 4)
+        courier.begin(window, TRAIN, lambda held: 4)
         twice = [courier.take(session(courier, 0), arrival(courier, 0), (None, 1.0)) for _ in range(2)]
         assert await asyncio.gather(*twice) == [True, True]
         # And once it was taken.
