@@ -25,7 +25,8 @@ from edgewise.data import Dataset
 from edgewise.data.partition import Labels
 from edgewise.device import Task
 from edgewise.models import build
-from edgewise.models.norms import EPS, MOMENTUM, NORMS, Batch, BatchSync
+from edgewise.models.batchnorms import EPS, MOMENTUM
+from edgewise.models.norms import NORMS, Batch, BatchSync
 from edgewise.optimizers import SGD
 from edgewise.schedules import Cosine
 from edgewise.vector import FlatModel, Layout, Mean, State

@@ -120,6 +120,7 @@ def inspect(
         foreign=not takes_norm(config.model),
         agreement=agreed,
         traffic=sent,
+        personal=parts.model.layout.personal,
     )
     advice = tuple(advise(config, found))
     name = parts.dataset.name
