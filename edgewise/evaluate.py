@@ -85,7 +85,10 @@ class Apart:
     def add(self, device: int, model: FlatModel, feed: Feed, objective: Objective = CLASSIFY) -> None:
         """Try what `model` holds, which is the device's."""
         own = (self.mix[device] > 0).to(self.split.labels.device)
-        split = self.split.pick(own[self.split.labels].nonzero().flatten())
+        places = own[self.split.labels].nonzero().flatten()
+        if not len(places):
+            return
+        split = self.split.pick(places)
         for labels, scores, losses in _answers(model, split, feed, objective):
             classes = len(self.seen)
             self.recall[device] += torch.bincount(labels, scores, minlength=classes).cpu()
