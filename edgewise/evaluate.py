@@ -94,11 +94,13 @@ class Apart:
             self.recall[device] += torch.bincount(labels, scores, minlength=classes).cpu()
             self.losses[device] += torch.bincount(labels, losses.double(), minlength=classes).cpu()
 
-    def value(self) -> Evaluation:
-        """All devices have been tried."""
+    def value(self) -> Evaluation | None:
+        """All devices have been tried; None if there was nothing to try any of them on."""
         mix, each = self.mix, self.seen.clamp(min=1)
         weights = mix / mix.sum(1, keepdim=True).clamp(min=1)
         tried = mix.sum(1) > 0
+        if not bool(tried.any()):
+            return None
         accuracies = (weights * self.recall / each).sum(1)[tried]
         losses = (weights * self.losses / each).sum(1)[tried]
         holders = mix.sum(0)

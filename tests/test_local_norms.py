@@ -320,7 +320,9 @@ def test_what_has_no_test_examples_is_left_out(specks: Dataset) -> None:
     apart = Apart(few, held)
     for device in range(DEVICES):
         apart.add(device, parts.model, parts.feed)
-    found, each = apart.value(), evaluate(parts.model, few, parts.feed, CLASSES).per_class
+    found = apart.value()
+    assert found is not None
+    each = evaluate(parts.model, few, parts.feed, CLASSES).per_class
     assert found.per_class == (*each[:3], None, None, None)
     zero, one, two = (value or 0.0 for value in each[:3])
     devices = [0.25 * zero + 0.75 * one, two]  # the third holds nothing to be tried on
