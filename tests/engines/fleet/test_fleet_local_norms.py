@@ -64,16 +64,16 @@ def test_agents_evaluate_with_norms_of_their_own(data: Dataset, tmp_path: Path) 
     assert fleet.summary["per_device"] == {"mean": last.accuracy, "worst": last.worst_device}
 
 
-def test_they_outlive_the_agent_and_the_coordinator(data: Dataset, tmp_path: Path) -> None:
+def test_they_outlive_the_agent(data: Dataset, tmp_path: Path) -> None:
     settings = config(norm="batch-local", steps=5)  # sync-sgd: the momentum of the device's own step, too
     fleet = InProcess(tmp_path, data)
-    with closing(fleet.drive(settings, checkpoint_seconds=0.0)) as play:
+    with closing(fleet.drive(settings)) as play:
         next(play)
         assert fleet.agents is not None
-        fleet.agents.stop(1)
-        fleet.agents.start(1)
-        next(play)
-    fleet.play(settings, resume=True)
+        for device in range(3):
+            fleet.agents.stop(device)
+            fleet.agents.start(device)
+        assert len(list(play)) == 4
     assert fleet.digest == simulated(settings, data, tmp_path / "inline")["model_digest"]
     for device in range(3):
         memory, inline = kept(fleet, device).memory, tmp_path / "inline" / records.MEMORIES
