@@ -379,6 +379,7 @@ def test_inspect_says_what_it_costs(specks: Dataset) -> None:
 # ---- what it is for ----
 
 
+@pytest.mark.slow
 def test_skew_breaks_batch_norm_and_not_this(tmp_path: Path) -> None:
     """Digits, two classes a device: one that always guessed the same of its two would see 50 %."""
     flat = {"partition": "labels:2", "batch": 8, "width": 2, "steps": 30, "lr": 0.05, "eval_every": 0}
