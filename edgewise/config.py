@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise import algorithms, codecs, specs
+from edgewise import algorithms, codecs, recipes, specs
 from edgewise.aggregators import AGGREGATORS, Aggregator, WeightedMean
 from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
@@ -153,7 +153,8 @@ class Config:
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Config:
-        """A config from flat settings; those that are missing or None take their defaults."""
+        """A config from flat settings; those that are missing or None take a recipe's, or their defaults."""
+        flat = recipes.expand(flat)
         extras = by_part(flat.get("set"))
         values = _checked(flat)
         parts: dict[str, Any] = {
@@ -264,7 +265,7 @@ def _algorithm(values: Mapping[str, Any], sgd: SGD, extras: dict[str, Any]) -> A
     given = {key: values[key] for key in DERIVED[1:] if values[key] is not None}
     if len({"sync_every", "local_epochs"} & given.keys()) == 2:
         raise EdgewiseError("sync_every, local_epochs: give one of them, not both")
-    algorithm = algorithms.parse(values["algorithm"], sgd, **given)
+    algorithm = algorithms.parse(values["algorithm"], sgd, tuple(recipes.RECIPES), **given)
     owners = Counter(slot.name for part in _added(algorithm) for slot in _slots(part))
     for name, count in owners.items():
         if count > 1 and f"algorithm.{name}" in extras:

@@ -31,7 +31,7 @@ from edgewise.data.feed import Feed
 from edgewise.data.partition import deal
 from edgewise.errors import EdgewiseError
 from edgewise.evaluate import evaluate
-from edgewise.models.heads import ScaledLinear, scaled
+from edgewise.models.heads import FeatureNorm, ScaledFrame, ScaledLinear, scaled
 from edgewise.objectives import CrossEntropy
 from edgewise.trained import Trained
 
@@ -121,7 +121,7 @@ def refit(
     folder, place = Path(run), Path(out) if out is not None else Path(run) / "refit"
     if not 0 < ridge < float("inf"):
         raise EdgewiseError(f"refit: a ridge of {ridge:g}; legal: above 0")
-    trained = Trained.read(folder, dataset)
+    trained = freed(Trained.read(folder, dataset))
     _check(trained)
     records.check_free(place)
     data = trained.dataset
@@ -152,6 +152,15 @@ def refit(
     }
     _write(found, folder, trained, changed)
     return found
+
+
+def freed(trained: Trained) -> Trained:
+    """The same with a last layer that can be fitted, where it is frozen: feature-norm in place of etf."""
+    head = getattr(trained.module, "classifier", None)
+    if not isinstance(head, ScaledFrame):
+        return trained
+    trained.module.classifier = head.freed()
+    return replace(trained, config=replace(trained.config, head=FeatureNorm(head.scale)))
 
 
 @torch.no_grad()
@@ -193,9 +202,8 @@ def _check(trained: Trained) -> None:
         raise EdgewiseError("refit: fits classes; the run has another objective than cross-entropy")
     if not isinstance(head, nn.Linear) or not hasattr(trained.module, "features"):
         raise EdgewiseError(
-            f"refit: model {config.model} with this head has no last layer to fit; it takes resnet18 or "
-            "fixup-resnet18 with head linear or feature-norm, or a model with `features(x)` and a linear "
-            "`classifier`"
+            f"refit: model {config.model} with this head has no last layer to fit; it takes resnet18, "
+            "fixup-resnet18, or a model with `features(x)` and a linear `classifier`"
         )
 
 
@@ -211,7 +219,7 @@ def _write(found: Refit, run: Path, trained: Trained, changed: dict[str, Any]) -
         found.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EdgewiseError(f"{found.path}: cannot be written ({error.strerror})") from None
-    records.write(found.path / records.CONFIG, (run / records.CONFIG).read_text(encoding="utf-8"))
+    records.write(found.path / records.CONFIG, trained.config.toml())
     records.write(found.path / records.MODEL, save(tensors))
     records.write(found.path / records.SUMMARY, json.dumps(summary, indent=2) + "\n")
 

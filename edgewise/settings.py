@@ -84,7 +84,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
     ),
-    Setting("algorithm", str, "sync-sgd", f"sync-sgd, fedavg, or what is added to it, with +: {ADDED}"),
+    Setting(
+        "algorithm",
+        str,
+        "sync-sgd",
+        f"sync-sgd, fedavg, steady (a recipe), or what is added to fedavg, with +: {ADDED}",
+    ),
     Setting("sync_every", int, None, "local steps a round, K (sync-sgd: 1; others: 10)", low=1),
     Setting(
         "local_epochs", float, None, "passes of each device over its data a round: steps that differ", low=0

@@ -30,7 +30,7 @@ STAGES = """
     optimizers schedules
     local codecs aggregators
     algorithms
-    settings config
+    settings recipes config
     broadcast
     device
     network evaluate records

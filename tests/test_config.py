@@ -58,6 +58,7 @@ from edgewise.data.partition import Dirichlet, Iid, Labels, Partition, Quantity
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, GroupWS, Norm
 from edgewise.optimizers import SGD
+from edgewise.recipes import RECIPES
 from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule
 from edgewise.settings import SETTINGS
 
@@ -378,7 +379,7 @@ def test_set_is_a_table(value: object) -> None:
         ("codec", CODECS, "none"),
         ("schedule", SCHEDULES, "plateau[:drop][:patience][:threshold]"),
         ("aggregate", AGGREGATORS, "multi-krum:FAULTY[:chosen]"),
-        ("algorithm", ALGORITHMS, "fedavg"),
+        ("algorithm", [*ALGORITHMS, *RECIPES], "fedavg"),
     ],
 )
 def test_an_unknown_name_is_told_the_legal_ones(name: str, table: Any, shown: str) -> None:

@@ -21,7 +21,7 @@ from edgewise.data.partition import Iid, deal
 from edgewise.errors import EdgewiseError
 from edgewise.models.heads import HEADS, Etf, FeatureNorm
 from edgewise.models.norms import Group
-from edgewise.refit import Sums, inputs, put, refit, sums
+from edgewise.refit import Sums, freed, inputs, put, refit, sums
 
 SKEWED = Config(
     devices=10, partition=Labels(2), batch=8, width=2, steps=4, eval_every=0, algorithm=FedAvg(sync_every=4)
@@ -107,7 +107,6 @@ def test_a_run_is_refitted(finished: Path, digits: Dataset, tmp_path: Path) -> N
     ("changes", "says"),
     [
         ({"engine": "fleet"}, "refit: real devices cannot be asked"),
-        ({"head": Etf()}, "refit: model resnet18 with this head has no last layer to fit"),
         ({"model": "examples.shelf:model"}, "refit: model examples.shelf:model with this head"),
     ],
 )
@@ -121,6 +120,23 @@ def test_what_cannot_be_refitted_is_told_in_a_line(
     with pytest.raises(EdgewiseError, match=f"^{says}"):
         refit(tmp_path, dataset=digits)
     assert not (tmp_path / "refit").exists()
+
+
+def test_a_frozen_head_is_freed_before_it_is_fitted(digits: Dataset, tmp_path: Path) -> None:
+    for _ in run(replace(SKEWED, head=Etf(2.0)), tmp_path / "run", dataset=digits):
+        pass
+    images = torch.rand(8, *digits.shape)
+    frozen, loose = (Trained.read(tmp_path / "run", digits) for _ in range(2))
+    loose = freed(loose)
+    assert loose.config == replace(frozen.config, head=FeatureNorm(2.0))
+    assert (loose.module(images) - frozen.module(images)).abs().max() < 1e-5
+    found = refit(tmp_path / "run", dataset=digits)
+    again = Trained.read(found.path, digits)
+    assert again.config.head == FeatureNorm(2.0)
+    weight = again.module.get_parameter("classifier.weight")
+    assert weight.requires_grad and not torch.equal(weight, frozen.module.get_parameter("classifier.weight"))
+    assert found.trained == (records.summary(tmp_path / "run") or {})["accuracy"]
+    assert found.accuracy == (records.summary(found.path) or {})["accuracy"]
 
 
 def test_a_ridge_is_above_zero(finished: Path) -> None:

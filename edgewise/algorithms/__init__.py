@@ -9,6 +9,7 @@ In text an algorithm is `sync-sgd`, `fedavg`, or what is added to fedavg, joined
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -62,8 +63,11 @@ PLUS = "+"
 BETWEEN = re.compile(r"(?<!\de)\+")  # but not that of a number: 1e+06
 
 
-def parse(text: str, sgd: SGD, **given: Any) -> Algorithm:
-    """The algorithm that `text` stands for, with `given` fields; EdgewiseError with what is legal."""
+def parse(text: str, sgd: SGD, also: Sequence[str] = (), **given: Any) -> Algorithm:
+    """The algorithm that `text` stands for, with `given` fields; EdgewiseError with what is legal.
+
+    `also`: what else is legal where the text comes from.
+    """
     words = BETWEEN.split(str(text))
     if words == ["sync-sgd"]:
         return _made(SyncSGD, "sync-sgd", sgd, given)
@@ -73,7 +77,7 @@ def parse(text: str, sgd: SGD, **given: Any) -> Algorithm:
             given.setdefault("server_momentum", MOMENTUM)
         elif word != "fedavg":
             if word.split(":")[0] not in PARTS:
-                raise EdgewiseError(f"algorithm: {text!r} is unknown; one of: {', '.join(forms())}")
+                raise EdgewiseError(f"algorithm: {text!r} is unknown; one of: {', '.join([*forms(), *also])}")
             parts.append(specs.parse(PARTS, word, "algorithm"))
     return _made(FedAvg, text, sgd, given | {"parts": tuple(parts)})
 

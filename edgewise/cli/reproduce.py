@@ -8,7 +8,7 @@ import click
 
 
 @click.command()
-@click.argument("figure", metavar="figure2|compression|foresight")
+@click.argument("figure", metavar="figure2|compression|foresight|drift")
 @click.option("--scale", default="demo", metavar="demo|laptop|paper", help="how much of it  [demo]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="[out/FIGURE-SCALE]")
 @click.option("--resume", is_flag=True, help="go on from what --out holds already")
@@ -20,7 +20,7 @@ import click
 def reproduce(  # noqa: PLR0913  (click hands over one argument an option)
     figure: str, scale: str, out: Path | None, resume: bool, data_dir: str | None, seed: int, jobs: int | None
 ) -> None:
-    """Reproduce a figure of the reference: figure2, compression or foresight.
+    """Reproduce a figure of the reference: figure2, compression, foresight or drift.
 
     Each run keeps its own records under DIR/runs; the figure, its numbers and a table beside what the
     reference says are written to DIR.

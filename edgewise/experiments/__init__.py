@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgewise.errors import EdgewiseError
-from edgewise.experiments import compression, figure2, foresight
+from edgewise.experiments import compression, drift, figure2, foresight
 from edgewise.experiments.base import Figure, Plan
 from edgewise.experiments.play import play
 
@@ -18,6 +18,7 @@ FIGURES: dict[str, Figure] = {
     "figure2": figure2.FIGURE,
     "compression": compression.FIGURE,
     "foresight": foresight.FIGURE,
+    "drift": drift.FIGURE,
 }
 
 

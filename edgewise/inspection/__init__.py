@@ -28,7 +28,7 @@ from edgewise.inspection.advice import Advice, Findings, advise
 from edgewise.inspection.agreement import Agreement, agreement
 from edgewise.inspection.statistics import LayerGap, layer_gaps
 from edgewise.inspection.traffic import Traffic, traffic
-from edgewise.models import takes_norm
+from edgewise.models import takes
 from edgewise.models.norms import device_normed
 
 DEVICES = 16  # that are measured, spread evenly over all; label counts are of all
@@ -117,7 +117,7 @@ def inspect(
         fails=bool(norms) and dealt.apart >= BREAKS,
         norms=norms,
         broken=sum(gap.breaks for gap in gaps),
-        foreign=not takes_norm(config.model),
+        foreign=not takes("norm", config.model),
         agreement=agreed,
         traffic=sent,
         personal=parts.model.layout.personal,

@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgewise import codecs
+from edgewise import codecs, recipes
 from edgewise.algorithms import FedAvg, SyncSGD, text
 from edgewise.config import Config
 from edgewise.data.skew import BREAKS, DOUBTFUL
 from edgewise.inspection.agreement import Agreement
 from edgewise.inspection.traffic import NETWORK, Traffic
+from edgewise.models import takes
 from edgewise.models.norms import Group
 from edgewise.settings import SETTINGS
 
 DRIFTS = 1.5  # times the diversity of IID devices' updates: beyond it, much cancels
 HEAVY, LIGHT = 4_000_000, 100_000  # bytes a device sends a round: worth a strong codec; not worth any
 CODEC = "lowrank:0.0099"
+RECIPE = "steady"  # for averaging where few devices share any class
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def advise(config: Config, found: Findings) -> list[Advice]:
 
 def command(config: Config, named: Sequence[str] = ()) -> str:
     """The command that runs this config; settings in `named` are in it even at their defaults."""
-    flat = config.flat()
+    flat = recipes.fold(config.flat())
     words = ["edgewise", "run"]
     defaults = {setting.name: setting.default for setting in SETTINGS}
     for name, value in flat.items():
@@ -127,8 +129,7 @@ def _algorithm(config: Config, found: Findings) -> tuple[str, str, Config]:
     if not found.agreement:
         return "keep it", "one device alone cannot disagree", config
     if found.apart >= BREAKS:
-        told = "local steps pull a device towards its own classes, and few devices share any"
-        return "sync-sgd (K = 1)", f"{told}; one gradient a step has no drift", _synchronous(config)
+        return _against_forgetting(config)
     fits = [a for a in found.agreement if a.drift < DRIFTS]
     last, most = found.agreement[-1], max((a.steps for a in fits), default=1)
     told = f"after {last.steps} steps updates are {last.drift:.1f} times as diverse as those of IID devices"
@@ -146,6 +147,20 @@ def _algorithm(config: Config, found: Findings) -> tuple[str, str, Config]:
             replace(config, algorithm=replace_every(config.algorithm, most)),
         )
     return "sync-sgd (K = 1)", f"{told}; one gradient a step has no drift at all", _synchronous(config)
+
+
+def _against_forgetting(config: Config) -> tuple[str, str, Config]:
+    """What to do where few devices share any class."""
+    told = "local steps pull a device towards its own classes, and few devices share any"
+    every = config.algorithm.sync_every
+    if every == 1 or not takes("head", config.model):
+        return "sync-sgd (K = 1)", f"{told}; one gradient a step has no drift", _synchronous(config)
+    kept = {name: value for name, value in config.flat().items() if name not in recipes.RECIPES[RECIPE]}
+    return (
+        f"{RECIPE} with K = {every}",
+        f"{told}; {RECIPE} forgets less than fedavg (docs/{RECIPE}.md), yet only K = 1 has no drift",
+        Config.of({**kept, "algorithm": RECIPE}),
+    )
 
 
 def replace_every(algorithm: Any, steps: int) -> Any:

@@ -75,9 +75,12 @@ def build(  # noqa: PLR0913  (settings of one thing)
     return model
 
 
-def takes_norm(name: str) -> bool:
-    """Whether the model of this name is made with the run's norm; EdgewiseError as in `build`."""
-    return "norm" in inspect.signature(_maker(name)).parameters
+def takes(what: str, name: str) -> bool:
+    """Whether the model called `name` is made with the run's `what` (norm, head, width); EdgewiseError as in
+
+    `build`.
+    """
+    return what in inspect.signature(_maker(name)).parameters
 
 
 def _maker(name: str) -> Callable[..., nn.Module]:

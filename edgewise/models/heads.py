@@ -95,6 +95,15 @@ class ScaledFrame(nn.Module):
         """(N, features) to (N, classes)."""
         return F.linear(scaled(x, self.scale), self.weight)
 
+    def freed(self) -> ScaledLinear:
+        """A layer that computes the same and can be fitted: `FeatureNorm` of this scale."""
+        classes, features = self.weight.shape
+        layer = ScaledLinear(features, classes, self.scale).to(self.weight)
+        with torch.no_grad():
+            layer.weight.copy_(self.weight)
+            layer.bias.zero_()
+        return layer
+
     def extra_repr(self) -> str:
         classes, features = self.weight.shape
         return f"in_features={features}, out_features={classes}, scale={self.scale:g}"

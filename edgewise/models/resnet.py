@@ -29,8 +29,8 @@ def check_sizes(shape: Shape, classes: int, width: int) -> None:
         raise EdgewiseError(f"model: width is {width}; it must be 1 or more")
 
 
-def block_plan(shape: Shape, width: int) -> list[tuple[int, int, int]]:
-    """(in channels, out channels, stride) of the eight blocks for images of shape (channels, height, width).
+def block_plan(shape: Shape, width: int, blocks: int = BLOCKS_PER_STAGE) -> list[tuple[int, int, int]]:
+    """(in channels, out channels, stride) of the blocks for images of shape (channels, height, width).
 
     Stages after the first halve the map, but only while at least 2x2 remain: on a 1x1 map instance norm
     subtracts each value from itself.
@@ -42,7 +42,7 @@ def block_plan(shape: Shape, width: int) -> list[tuple[int, int, int]]:
         stride = 2 if stage > 0 and (side + 1) // 2 >= 2 else 1
         side = (side + stride - 1) // stride
         plan.append((before, after, stride))
-        plan += [(after, after, 1)] * (BLOCKS_PER_STAGE - 1)
+        plan += [(after, after, 1)] * (blocks - 1)
     return plan
 
 
@@ -73,7 +73,8 @@ class ResNet18(nn.Module):
 
     A 3x3 stem of stride 1 without pooling, four stages of two blocks of `width` x (1, 2, 4, 8) channels,
     global average pooling and a head, linear unless given. 11,173,962 parameters at width 64 for 3x32x32 and
-    10 classes with batch norm. EdgewiseError for sizes that make no model.
+    10 classes with batch norm. Other `blocks` a stage make a net of 2 + 8 * blocks layers. EdgewiseError for
+    sizes that make no model.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class ResNet18(nn.Module):
         width: int = 64,
         norm: Norm = DEFAULT_NORM,
         head: Head = DEFAULT_HEAD,
+        blocks: int = BLOCKS_PER_STAGE,
     ) -> None:
         super().__init__()
         check_sizes(shape, classes, width)
-        plan = block_plan(shape, width)
+        plan = block_plan(shape, width, blocks)
         self.conv = norm.conv(shape[0], width, 3, padding=1, bias=norm.bias)
         self.norm = norm.layer(width)
         self.blocks = nn.Sequential(*(BasicBlock(*block, norm) for block in plan))
