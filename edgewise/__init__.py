@@ -44,7 +44,17 @@ if TYPE_CHECKING:
     from edgewise.exports import Export, export
     from edgewise.inspection import Inspection, inspect
     from edgewise.models.heads import Etf, FeatureNorm
-    from edgewise.models.norms import Batch, BatchRenorm, BatchSync, Group, GroupWS, Instance, Layer, NoNorm
+    from edgewise.models.norms import (
+        Batch,
+        BatchLocal,
+        BatchRenorm,
+        BatchSync,
+        Group,
+        GroupWS,
+        Instance,
+        Layer,
+        NoNorm,
+    )
     from edgewise.objectives import BinaryCrossEntropy, CrossEntropy, SquaredError
     from edgewise.optimizers import SGD
     from edgewise.releases import Releases
@@ -82,6 +92,7 @@ _HOMES = {
     "edgewise.models.heads": ("Etf", "FeatureNorm"),
     "edgewise.models.norms": (
         "Batch",
+        "BatchLocal",
         "BatchRenorm",
         "BatchSync",
         "Group",
@@ -102,6 +113,7 @@ __all__ = [
     "SAM",
     "SGD",
     "Batch",
+    "BatchLocal",
     "BatchRenorm",
     "BatchSync",
     "BinaryCrossEntropy",

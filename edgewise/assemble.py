@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgewise import codecs, data, models, wire
 from edgewise.allocator import keep_freed_memory
+from edgewise.codecs import DGC
 from edgewise.config import Config
 from edgewise.conversion import convert
 from edgewise.data import Dataset
@@ -28,8 +29,9 @@ from edgewise.diagnosis import Effort, Probe, Watching
 from edgewise.engines import Engine, Fused, Inline
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.evaluate import Apart
 from edgewise.memories import Memories, Note
-from edgewise.models.norms import BatchSync, batch_coupled, device_normed
+from edgewise.models.norms import BatchLocal, BatchSync, batch_coupled, device_normed
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
 from edgewise.records import MEMORIES
@@ -91,7 +93,9 @@ class Parts:
         )
         looks = config.diagnose.looks(effort)
         local = looks.devices and isinstance(config.objective, CrossEntropy)
-        if test is None or not local or not config.algorithm.sends_differences:
+        # With norms of its own on each device, no state that the coordinator has is a model.
+        blind = self.model.layout.personal or not config.algorithm.sends_differences
+        if test is None or not local or blind:
             return Watching(looks, config.seed, self.model, averaged=config.aggregate.linear)
         probe = Probe.of(test, len(self.classes), looks.images, config.seed)
         averaged = config.aggregate.linear
@@ -121,6 +125,13 @@ class Parts:
             rounds=self.rounds,
         )
 
+    @property
+    def _trials(self) -> Callable[[], Apart] | None:
+        dataset, held = self.dataset, self.held
+        if dataset is None or held is None or not self.model.layout.personal:
+            return None
+        return lambda: Apart(dataset.test, held)
+
     def engine(self, note: Note | None = None, folder: Path | None = None) -> Engine:
         """The engine, with what devices remember (nothing at the start); `folder`: the run's."""
         if self.config.engine == "fleet":
@@ -130,7 +141,7 @@ class Parts:
             return loopback(self.fleet_run(folder), self.config, folder, note)
         memories = Memories(note, folder and folder / MEMORIES)
         if self.config.fused == "off":
-            return Inline(self.devices, self.model, self.work, memories)
+            return Inline(self.devices, self.model, self.work, memories, self._trials)
         on_cpu = self.model.params.device.type == "cpu"
         apart = on_cpu and not isinstance(self.config.norm, BatchSync)
         together = max(1, CACHED // self.config.batch) if apart else 0
@@ -263,7 +274,8 @@ def build_module_for(config: Config, shape: Shape, outputs: int, example: Tensor
 def make_terms(config: Config, model: FlatModel) -> Terms:
     algorithm, codec = config.algorithm, config.codec
     own = codecs.inner(codec)
-    if isinstance(own, codecs.DGC):  # whose point is that devices keep the server's momentum
+    _check_personal(config, model.layout)
+    if isinstance(own, DGC):  # whose point is that devices keep the server's momentum
         algorithm, momentum = algorithm.without_momentum()
         codec = codecs.exchange(codec, replace(own, momentum=momentum or own.momentum))
     agreed = wire.Expected(
@@ -275,6 +287,20 @@ def make_terms(config: Config, model: FlatModel) -> Terms:
         exact=codec.fixed,
     )
     return Terms(algorithm, codec, agreed, config.objective)
+
+
+def _check_personal(config: Config, layout: Layout) -> None:
+    """EdgewiseError where the model lacks what should stay on devices, or momentum would not be there."""
+    if isinstance(config.norm, BatchLocal) and not layout.personal:
+        raise EdgewiseError(
+            f"norm: batch-local is a batch norm, of which the model {config.model} has none; "
+            "take one that is made with the norm, such as resnet18, or --convert"
+        )
+    if layout.personal and config.algorithm.sends_gradients and isinstance(codecs.inner(config.codec), DGC):
+        raise EdgewiseError(
+            "codec: dgc takes the momentum of sync-sgd into what is sent, which batch-local's norms are no "
+            "part of; take another codec, such as topk, or fedavg"
+        )
 
 
 def choose_fused(config: Config, model: FlatModel) -> str:
@@ -297,6 +323,7 @@ def _obstacle(config: Config, model: FlatModel) -> str:
     coupled = batch_coupled(model.module)
     obstacles = (
         (config.engine == "fleet", "the devices of a fleet are apart"),
+        (model.layout.personal, "every device has norms of its own"),
         (not config.algorithm.sends_gradients, "fedavg's devices take several steps apart"),
         (not config.codec.lossless, "the codec loses something on each device"),
         (not config.aggregate.linear, "the aggregate looks at every device's update"),

@@ -29,6 +29,7 @@ from edgewise.objectives import Objective
 from edgewise.vector import FlatModel, Layout, State
 
 ALGORITHM = "algorithm/"  # before the names of an algorithm's vectors, in files
+PARAMS, BUFFERS = LOCAL = "local/params", "local/buffers"  # the names of what is the device's own
 DIVERGED = "training diverged (try a lower lr, or a warm-up); checkpoints of earlier rounds are kept"
 
 
@@ -93,19 +94,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a device keeps from round to round."""
+    """What a device keeps from round to round. `local`: the part of the model that is its own; None before
+
+    its first round, and where no part of the model is.
+    """
 
     step: int = 0
     codec: CodecMemory = field(default_factory=dict)
     algorithm: AlgorithmMemory = field(default_factory=dict)
+    local: State | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for part in (self.codec, self.algorithm) for tensor in part.values())
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
         """All vectors by name, for a file."""
         own = {f"{ALGORITHM}{name}": tensor for name, tensor in self.algorithm.items()}
+        if self.local is not None:
+            own |= {PARAMS: self.local.params, BUFFERS: self.local.buffers}
         return {name: tensor.contiguous() for name, tensor in {**self.codec, **own}.items()}
 
     @classmethod
@@ -115,8 +122,9 @@ class Memory:
         bits may depend on it.
         """
         copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        local = State(copied.pop(PARAMS), copied.pop(BUFFERS)) if copied.keys() >= set(LOCAL) else None
         own = {n.removeprefix(ALGORITHM): t for n, t in copied.items() if n.startswith(ALGORITHM)}
-        return cls(step, {n: t for n, t in copied.items() if not n.startswith(ALGORITHM)}, own)
+        return cls(step, {n: t for n, t in copied.items() if not n.startswith(ALGORITHM)}, own, local)
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ class Device:
 
     def answer(self, task: Task, model: FlatModel, work: Work, memory: Memory) -> tuple[Reply, Memory]:
         """One round on this device, in `model` (whose state is overwritten)."""
-        model.write(task.state)
+        enter(model, task.state, memory.local)
         size = work.feed.size
         steps = work.algorithm.local_steps(task.steps, len(self.indices), size)
         batches = self.batches(work.feed, memory.step, steps)
@@ -157,6 +165,7 @@ class Device:
         update, loss, kept = work.algorithm.learn(model, batches, task.factor, work.objective, own)
         if not math.isfinite(loss):
             raise EdgewiseError(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
+        local = leave(model, task.state, update)
         key = randomness.key(work.feed.seed, "codec", self.id, task.round)
         # The server multiplies a gradient by the learning rate; an update has it in it already.
         sending = Sending(key, task.factor if work.algorithm.sends_gradients else 1.0)
@@ -167,7 +176,7 @@ class Device:
         examples = steps * size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
         kept = {name: tensor.cpu() for name, tensor in kept.items()}
-        return reply, Memory(memory.step + steps, codec, kept)
+        return reply, Memory(memory.step + steps, codec, kept, local)
 
     def counts(self, feed: Feed) -> Tensor | None:
         """The device's examples of each class, up to the last that it has; None where there are targets."""
@@ -179,3 +188,27 @@ class Device:
         """The batches of the device's steps start .. start + steps - 1."""
         for step in range(start, start + steps):
             yield feed.batch(self.id, self.indices, step)
+
+
+def enter(model: FlatModel, state: State, local: State | None) -> None:
+    """Make `model` a device's: the state, and in place of what is local in it the device's own, if it has
+
+    any yet.
+    """
+    model.write(state)
+    if local is not None:
+        model.state.settle(model.layout, local)
+
+
+def leave(model: FlatModel, state: State, update: Tensor) -> State | None:
+    """Take what is the device's own out of a model that has learned, and out of its update; None if nothing
+
+    is. What leaves the device then says nothing of it: no change of parameters, and `state`'s buffers.
+    """
+    layout = model.layout
+    if not layout.personal:
+        return None
+    local = model.state.local(layout)
+    update[layout.local] = 0
+    model.buffers[layout.local_buffers].copy_(state.buffers[layout.local_buffers])
+    return State(local.params.cpu(), local.buffers.cpu())

@@ -25,12 +25,20 @@ def measured(parts: Parts, progress: Progress, engine: Engine, task: Task, watch
 
 
 def _evaluation(parts: Parts, progress: Progress, engine: Engine, task: Task) -> Evaluation:
-    """On the coordinator's own test examples, or else on what the devices hold out."""
-    if parts.dataset is not None and parts.feed is not None:
+    """On the coordinator's own test examples, or else on what the devices hold out.
+
+    By the devices too where each has a model of its own.
+    """
+    personal = parts.model.layout.personal
+    if parts.dataset is not None and parts.feed is not None and not personal:
         parts.model.write(progress.server.state)
         classes, objective = len(parts.classes), parts.terms.objective
         return evaluate(parts.model, parts.dataset.test, parts.feed, classes, objective)
     result = engine.evaluate(replace(task, state=progress.server.state))
+    if result is None and personal:
+        raise EdgewiseError(
+            f"round {task.round}: norm: batch-local is evaluated on devices, and none has test examples"
+        )
     if result is None:
         raise EdgewiseError(f"round {task.round}: neither the coordinator nor a device has test examples")
     return result

@@ -63,7 +63,7 @@ class Memories:
             raise ValueError(f"device {device} proposes step {memory.step}, where it has been already")
         self._withdraw(device)
         self.pending[device] = memory.step
-        if memory.codec or memory.algorithm:
+        if memory.tensors():
             self.kept[device, memory.step] = memory
             self.size += memory.nbytes
         while self.folder and self.size > self.budget:

@@ -69,6 +69,11 @@ def ongoing(
     count = len(dataset.classes)
     if not 1 <= phases <= count:
         raise EdgewiseError(f"--phases: {phases} is out of range; legal: 1 to {count} (the classes)")
+    if Layout.of(build_module(replace(config, start=None), dataset)).personal:
+        raise EdgewiseError(
+            "norm: with batch-local every device has norms of its own, and there is no one model to release; "
+            "take another norm, such as group"
+        )
     folder = Path(out)
     owners = deal(config.partition, dataset.train, count, config.devices, config.seed)
     arrivals = _arrivals(dataset.train.labels, count, phases, config.seed)

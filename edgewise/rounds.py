@@ -214,8 +214,7 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     beside = guide_bytes(task.guide, config.codec_down, layout)
     down = [progress.way.bytes_each(device) + beside for device in asked]
     share = min(1.0, len(got.devices) / config.devices)
-    combined = Combined(mean, task.factor, got.steps, share)
-    progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
+    _step(parts, progress, Combined(mean, task.factor, got.steps, share))
     progress.round = number
     progress.examples += got.examples
     progress.way.deliver(asked)
@@ -249,13 +248,22 @@ def _gather(
         _check_losses(task.round, reply.devices, reply.losses)
         update = config.codec.decode(reply.payload, parts.model.layout, parts.model.params.dtype)
         if not config.codec.lossless:  # what a codec makes of zeros may be something else
-            update[parts.model.layout.frozen] = 0
+            for stretch in (parts.model.layout.frozen, parts.model.layout.local):
+                update[stretch] = 0
         sent = _on(task.state, update, reply.buffers)
         gathering.add(sent, weight=reply.examples)
         watch.add(reply.devices, sent, reply.examples)
         got.note(reply, config.batch)
     watch.look_back()
     return got, gathering.value()
+
+
+def _step(parts: Parts, progress: Progress, combined: Combined) -> None:
+    """The server's step. What is the devices' own stays as it was: no weight decay, no rounding of a mean."""
+    layout = parts.model.layout
+    local = progress.server.state.local(layout)
+    progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
+    progress.server.state.settle(layout, local)
 
 
 def _evaluated(

@@ -34,15 +34,12 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
     evaluated = [row for row in rows if "accuracy" in row]
     last, accuracies = evaluated[-1], [row["accuracy"] for row in evaluated]
     tail = accuracies[-10:]
-    shares = [] if parts.held is None else per_device(tuple(last["per_class"]), parts.held)
-    devices = [share for share in shares if share is not None]
     return {
         "accuracy": last["accuracy"],
         "best_accuracy": max(accuracies),
         "last10_accuracy": sum(tail) / len(tail),
         "per_class": last["per_class"],
-        "per_device": devices
-        and {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)},
+        "per_device": _per_device(last, parts),
         **({"worst_device": last["worst_device"]} if "worst_device" in last else {}),
         "steps": last["step"],
         "rounds": last["round"],
@@ -52,6 +49,15 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
         "seconds": round(sum(row["seconds"] for row in rows), 2),
         **_diagnosis(rows, evaluated),
     }
+
+
+def _per_device(last: dict[str, Any], parts: Parts) -> Any:
+    """What devices see on their own mixes of classes; empty where that is for them to know."""
+    if parts.model.layout.personal:  # nobody has the recall of all classes
+        return {"mean": last["accuracy"], "worst": last["worst_device"]}
+    shares = [] if parts.held is None else per_device(tuple(last["per_class"]), parts.held)
+    devices = [share for share in shares if share is not None]
+    return devices and {"mean": sum(devices) / len(devices), "worst": min(devices), "best": max(devices)}
 
 
 def _diagnosis(rows: Sequence[dict[str, Any]], evaluated: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from edgewise.assemble import build_module
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.errors import EdgewiseError
+from edgewise.vector import Layout
 from edgewise.weights import fill
 
 
@@ -38,5 +39,10 @@ class Trained:
         data_dir = Path(config.data_dir) if config.data_dir else None
         dataset = dataset or data.load(config.data, data_dir)
         module = build_module(replace(config, start=None), dataset).float()
+        if Layout.of(module).personal:
+            raise EdgewiseError(
+                f"{folder}: every device has norms of its own (batch-local), which stay there: what the "
+                "coordinator holds is no model; train with another norm, such as group"
+            )
         fill(module, folder / records.MODEL)
         return cls(config, dataset, module.eval())

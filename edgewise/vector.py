@@ -18,8 +18,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from edgewise.models.kinds import kinds
+from edgewise.models.kinds import LOCAL, buffer_kinds, kinds
 from edgewise.models.outputs import logits
+
+NOWHERE = slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every parameter and buffer lies. Parameters are ordered by kind, then as the model defines them,
+    """Where every parameter and buffer lies. Both are ordered by kind, then as the model defines them, so
 
-    so that settings that differ by kind (a tenth of the learning rate on Fixup's scalars) are contiguous
-    segments. `fingerprint` stands for what shapes do not show (group counts, eps).
+    that what differs by kind (a tenth of the learning rate on Fixup's scalars) are contiguous segments.
+    `fingerprint` stands for what shapes do not show (group counts, eps).
     """
 
     params: tuple[Entry, ...]
@@ -54,10 +56,13 @@ class Layout:
         kind = kinds(model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         ordered = sorted(shapes, key=lambda name: kind[name])  # stable: the model's order within a kind
+        own = buffer_kinds(model)
         floating = {name: tuple(b.shape) for name, b in model.named_buffers() if b.is_floating_point()}
         return cls(
             _lay([(name, shapes[name], kind[name]) for name in ordered]),
-            _lay([(name, shape, "buffer") for name, shape in floating.items()]),
+            _lay(
+                [(name, floating[name], own[name]) for name in sorted(floating, key=lambda name: own[name])]
+            ),
             fingerprint,
         )
 
@@ -79,15 +84,32 @@ class Layout:
     @cached_property
     def segments(self) -> tuple[tuple[str, slice], ...]:
         """The contiguous stretch of each kind of parameter, in order."""
-        bounds: dict[str, tuple[int, int]] = {}
-        for entry in self.params:
-            bounds[entry.kind] = (bounds.get(entry.kind, (entry.start, 0))[0], entry.stop)
-        return tuple((kind, slice(*bound)) for kind, bound in bounds.items())
+        return _segments(self.params)
 
     @property
     def frozen(self) -> slice:
         """The stretch of what is not trained; an empty one where there is none."""
-        return dict(self.segments).get("frozen", slice(0, 0))
+        return dict(self.segments).get("frozen", NOWHERE)
+
+    @property
+    def local(self) -> slice:
+        """The stretch of parameters that every device has for itself; an empty one where there are none."""
+        return dict(self.segments).get(LOCAL, NOWHERE)
+
+    @cached_property
+    def local_buffers(self) -> slice:
+        """The same of buffers."""
+        return dict(_segments(self.buffers)).get(LOCAL, NOWHERE)
+
+    @property
+    def personal(self) -> bool:
+        """Whether some of the model stays on devices, so that each has a model of its own."""
+        return any(entry.kind == LOCAL for entry in (*self.params, *self.buffers))
+
+    @cached_property
+    def own(self) -> Layout:
+        """The layout of the local parameters alone."""
+        return Layout(_lay([(e.name, e.shape, e.kind) for e in self.params if e.kind == LOCAL]), ())
 
     @cached_property
     def digest(self) -> str:
@@ -104,6 +126,13 @@ def _lay(rows: list[tuple[str, tuple[int, ...], str]]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def _segments(entries: tuple[Entry, ...]) -> tuple[tuple[str, slice], ...]:
+    bounds: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        bounds[entry.kind] = (bounds.get(entry.kind, (entry.start, 0))[0], entry.stop)
+    return tuple((kind, slice(*bound)) for kind, bound in bounds.items())
+
+
 @dataclass(frozen=True)
 class State:
     """A model's state, apart from the module: `params` (P,) and `buffers` (B,)."""
@@ -113,6 +142,15 @@ class State:
 
     def clone(self) -> State:
         return State(self.params.clone(), self.buffers.clone())
+
+    def local(self, layout: Layout) -> State:
+        """A copy of what is local in it."""
+        return State(self.params[layout.local].clone(), self.buffers[layout.local_buffers].clone())
+
+    def settle(self, layout: Layout, local: State) -> None:
+        """Overwrite what is local in it, in place; the source may lie in another memory."""
+        self.params[layout.local].copy_(local.params)
+        self.buffers[layout.local_buffers].copy_(local.buffers)
 
     def digest(self, layout: Layout) -> str:
         """SHA-256 over the layout and every bit of the state."""
@@ -156,9 +194,14 @@ class FlatModel:
         with torch.autocast(x.device.type, self.autocast):
             return logits(self.module(x)).float()
 
+    @property
+    def state(self) -> State:
+        """The state itself: views of it, not a copy."""
+        return State(self.params, self.buffers)
+
     def read(self) -> State:
         """A copy of the state."""
-        return State(self.params.clone(), self.buffers.clone())
+        return self.state.clone()
 
     def write(self, state: State) -> None:
         """Overwrite the state."""
@@ -174,7 +217,7 @@ class FlatModel:
             self._teacher = FlatModel(copy.deepcopy(self.module).eval(), self.layout, self.autocast)
             self._teacher.drop_gradients()
         twin = self._teacher
-        twin.write(State(self.params, self.buffers))
+        twin.write(self.state)
 
         def answer(x: Tensor) -> Tensor:
             with torch.no_grad():

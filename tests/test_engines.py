@@ -35,7 +35,8 @@ from edgewise.vector import Mean, State
 
 DEVICES, SIZE = 10, 6
 PLAIN = ("sync-sgd", "fedavg")
-BOTH = [("resnet18", norm) for norm in NORMS if norm not in ("batch-sync", "batch-renorm")] + [
+APART = ("batch-renorm", "batch-local")  # norms that keep devices' batches apart
+BOTH = [("resnet18", norm) for norm in NORMS if norm not in ("batch-sync", *APART)] + [
     ("fixup-resnet18", "none")
 ]
 both_ways = pytest.mark.parametrize(("model", "norm"), BOTH)
@@ -347,7 +348,12 @@ def test_every_pair_runs_two_rounds_or_is_refused(
             Config.of(given)
         return
     cfg = Config.of(given)
-    exact = cfg.algorithm.sends_gradients and flat["codec"] == "none" and flat["norm"] != "batch-renorm"
+    apart, local = flat["norm"] in APART, flat["norm"] == "batch-local"
+    exact = cfg.algorithm.sends_gradients and flat["codec"] == "none" and not apart
+    if local and cfg.algorithm.sends_gradients and flat["codec"].startswith("dgc"):
+        with pytest.raises(EdgewiseError, match=r"^(fused|codec): "):
+            assemble(cfg, specks)
+        return
     if (fused == "on" and not exact) or (fused == "off" and flat["norm"] == "batch-sync"):
         with pytest.raises(EdgewiseError, match=r"^(fused|norm): "):
             assemble(cfg, specks)
@@ -359,6 +365,11 @@ def test_every_pair_runs_two_rounds_or_is_refused(
     end = load_file(tmp_path / "run" / records.MODEL)
     assert all(tensor.isfinite().all() for tensor in end.values())
     still = {name for name, tensor in end.items() if torch.equal(tensor, layers[name])}
+    if local:  # norms are the devices' own
+        layout = assemble(cfg, specks).model.layout
+        own = {e.name for e in (*layout.params, *layout.buffers) if e.kind == "local"}
+        assert own and own <= still
+        still -= own
     # A sparse codec may leave a short vector as it was; and Fixup's zeros hide what lies behind them.
     assert not still or (cfg.codec.lossless, flat["model"]) != (True, "resnet18"), still
     assert len(still) < len(end)

@@ -25,13 +25,14 @@ from edgewise.data import Dataset
 from edgewise.data.partition import Labels
 from edgewise.device import Task
 from edgewise.models import build
-from edgewise.models.norms import EPS, MOMENTUM, NORMS, Batch, BatchSync
+from edgewise.models.batchnorms import EPS, MOMENTUM
+from edgewise.models.norms import NORMS, Batch, BatchSync
 from edgewise.optimizers import SGD
 from edgewise.schedules import Cosine
 from edgewise.vector import FlatModel, Layout, Mean, State
 
 DEVICES, STEPS = 10, 4
-TOGETHER = {"batch", "batch-sync", "batch-renorm"}  # norms that look across the batch
+TOGETHER = {"batch", "batch-sync", "batch-local", "batch-renorm"}  # norms that look across the batch
 APART = [(*pair, "off") for pair in [("resnet18", n) for n in NORMS if n not in TOGETHER]]
 APART.append(("fixup-resnet18", "none", "off"))
 EXACT = [*APART, ("resnet18", "batch-sync", "on")]  # which exists fused only

@@ -22,7 +22,7 @@ from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
 from edgewise.diagnosis import Full
 from edgewise.errors import EdgewiseError
-from edgewise.models.norms import Batch
+from edgewise.models.norms import Batch, BatchLocal
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
 from edgewise.rounds import run
@@ -34,6 +34,8 @@ WAYS = {
     "loop": replace(TINY, fused="off"),
     "batch norm": replace(TINY, norm=Batch(), partition=Labels(3)),
     "fedavg": replace(TINY, algorithm=FedAvg(sync_every=2), norm=Batch()),
+    "local norms": replace(TINY, algorithm=FedAvg(sync_every=2), norm=BatchLocal(), cohort=0.5, eval_every=1),
+    "local norms' steps": replace(TINY, norm=BatchLocal(), partition=Labels(3)),
     "cohort": replace(TINY, algorithm=FedAvg(sync_every=2, server_momentum=0.5), cohort=0.5),
     "plateau": replace(TINY, schedule=Plateau(0.5, patience=0), warmup_epochs=0.05, eval_every=1),
     "no momentum": replace(TINY, algorithm=SyncSGD(SGD(momentum=0))),

@@ -109,7 +109,7 @@ def test_numbers_are_written_short() -> None:
         (
             "norm",
             "bach",
-            r"norm: 'bach' is unknown; one of: batch, batch-sync, batch-renorm\[:r_max\]\[:d_max\]",
+            r"norm: 'bach' is unknown; one of: batch, batch-sync, batch-local, batch-renorm\[:r_max\]",
         ),
         ("partition", "", r"'' is unknown; one of: iid, labels:K\[:overlap\], dirichlet:ALPHA"),
         ("partition", "labels", r"'labels' lacks a value; its form is labels:K\[:overlap\]"),

@@ -27,6 +27,7 @@ from edgewise import local
 from edgewise.algorithms import momenta
 from edgewise.algorithms.base import NOTHING, Combined, Learned, Own, Server
 from edgewise.algorithms.places import (
+    DRIFT,
     GRADIENT,
     PLACES,
     SERVER,
@@ -129,6 +130,7 @@ class FedAvg:
         plugs = self._plugs(outset, objective)
         losses = local.train(model, batches, self.sgd, factor, plugs, momentum)
         update = model.params - outset.start
+        update[model.layout.local] = 0  # which is nobody's but the device's: no part is to read it
         memory = dict(momenta.remember(self.local_momentum, momentum))
         for part in self.parts:
             if isinstance(part, Remembers):
@@ -145,7 +147,7 @@ class FedAvg:
                 objective = part.objective(outset)
             if isinstance(part, Gradient):
                 gradient = part.gradient(gradient)
-        corrections = [part.correction(outset) for part in self.parts if isinstance(part, Corrects)]
+        corrections = [_correction(part, outset) for part in self.parts if isinstance(part, Corrects)]
         return local.Plugs(objective, gradient, tuple(corrections))
 
     def step(self, server: Server, combined: Combined, layout: Layout) -> Server:
@@ -159,6 +161,20 @@ class FedAvg:
             direction = server.vectors[MOMENTUM].mul_(self.server_momentum).add_(direction)
         server.state.params.add_(direction, alpha=self.server_lr)
         return Server(State(server.state.params, combined.mean.buffers), server.vectors)
+
+
+def _correction(part: Corrects, outset: Outset) -> local.Correction:
+    """A part's correction. One that holds devices together leaves alone what each has for itself."""
+    correct, stretch = part.correction(outset), outset.model.layout.local
+    if DRIFT not in part.places or stretch.start == stretch.stop:
+        return correct
+
+    def correct_the_rest(model: FlatModel) -> None:
+        own = model.grads[stretch].clone()
+        correct(model)
+        model.grads[stretch].copy_(own)
+
+    return correct_the_rest
 
 
 def _check_places(parts: tuple[Part, ...]) -> None:

@@ -105,6 +105,8 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Corrects(Protocol):
+    places: ClassVar[tuple[str, ...]]
+
     def correction(self, outset: Outset) -> local.Correction: ...
 
 

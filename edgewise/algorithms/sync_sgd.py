@@ -6,6 +6,9 @@
 
 In exact arithmetic this is federated averaging with one local step. In float32 it is not: (w - g) - w loses
 the low bits of g wherever g is much smaller than w. So the gradient is sent as it is.
+
+Parameters that every device has for itself (norm batch-local) take the same step on the device, each with its
+own gradient and a momentum that the device keeps.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgewise import local
-from edgewise.algorithms.base import NOTHING, Combined, Learned, Own, Server
+from edgewise.algorithms.base import NOTHING, Combined, Learned, Memory, Own, Server
 from edgewise.errors import EdgewiseError
 from edgewise.local import Batch, Objective, cross_entropy
 from edgewise.optimizers import SGD
@@ -70,7 +73,19 @@ class SyncSGD:
         (batch,) = batches
         model.grads.zero_()
         losses = local.gradient(model, batch, objective)
-        return Learned(model.grads, float(losses.mean()), {})
+        return Learned(model.grads, float(losses.mean()), self._own_step(model, factor, own.memory))
+
+    def _own_step(self, model: FlatModel, factor: float, memory: Memory) -> Memory:
+        """The step of the local parameters, with the gradient that `model` holds; what is kept of it."""
+        layout = model.layout
+        params = model.params[layout.local]
+        if not len(params):
+            return {}
+        momentum = self.sgd.start(params)
+        if len(momentum) and MOMENTUM in memory:
+            momentum.copy_(memory[MOMENTUM])
+        self.sgd.step(params, model.grads[layout.local], momentum, factor, layout.own)
+        return {MOMENTUM: momentum} if len(momentum) else {}
 
     def step(self, server: Server, combined: Combined, layout: Layout) -> Server:
         params, momentum = server.state.params, server.vectors[MOMENTUM]

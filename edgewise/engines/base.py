@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from edgewise.device import Device, Reply, Task, Work
-from edgewise.evaluate import Evaluation
+from edgewise.device import Device, Reply, Task, Work, enter
+from edgewise.evaluate import Apart, Evaluation
 from edgewise.memories import Memories
 from edgewise.vector import FlatModel
 
@@ -49,7 +49,10 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, task: Task) -> Evaluation | None:
-        """How good the task's state is on what devices hold out; None where devices cannot be asked."""
+        """How good the task's state is on what devices hold out, with what each has for itself; None where
+
+        devices cannot be asked.
+        """
         ...
 
     def labels(self) -> Mapping[int, Sequence[int]]:
@@ -66,14 +69,29 @@ class Simulated:
 
     crowded = False
 
-    def __init__(self, devices: Sequence[Device], model: FlatModel, work: Work, memories: Memories) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        model: FlatModel,
+        work: Work,
+        memories: Memories,
+        trials: Callable[[], Apart] | None = None,
+    ) -> None:
+        """`trials`: begins an evaluation of all devices, where each has a model of its own."""
         self.devices, self.model, self.work, self.memories = devices, model, work, memories
+        self.trials = trials
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         return first(ranking, size)
 
     def evaluate(self, task: Task) -> Evaluation | None:
-        return None
+        if self.trials is None:
+            return None
+        apart = self.trials()
+        for device in self.devices:
+            enter(self.model, task.state, self.memories[device.id].local)
+            apart.add(device.id, self.model, self.work.feed, self.work.objective)
+        return apart.value()
 
     def labels(self) -> Mapping[int, Sequence[int]]:
         return {}  # who simulates dealt the examples

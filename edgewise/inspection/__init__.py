@@ -120,6 +120,7 @@ def inspect(
         foreign=not takes("norm", config.model),
         agreement=agreed,
         traffic=sent,
+        personal=parts.model.layout.personal,
     )
     advice = tuple(advise(replace(config, algorithm=parts.config.algorithm), found))  # whose K is known
     name = parts.dataset.name

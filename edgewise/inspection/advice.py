@@ -45,7 +45,7 @@ class Advice:
 class Findings:
     """What the advice rests on. `norms`: names of norms whose statistics are a device's own; `broken`:
     how many of them differ between devices by more than chance; `foreign`: the model takes no norm from
-    the run.
+    the run; `personal`: every device has norms of its own.
     """
 
     apart: float
@@ -55,6 +55,7 @@ class Findings:
     foreign: bool
     agreement: Sequence[Agreement]
     traffic: Traffic
+    personal: bool = False
 
 
 def advise(config: Config, found: Findings) -> list[Advice]:
@@ -100,6 +101,9 @@ def _number(value: Any) -> str:
 
 def _norm(config: Config, found: Findings) -> tuple[str, str, Config]:
     share = f"{found.apart:.0%} of the pairs of classes meet on no device"
+    if found.personal:
+        told = "each device keeps its norms and is evaluated with them; no one model comes out of it"
+        return "keep it", f"{share}; {told}", config
     if not found.norms:
         return "keep it", "no layer of the model takes its statistics from a device's batch", config
     if not found.fails and found.apart >= DOUBTFUL:

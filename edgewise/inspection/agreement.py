@@ -75,6 +75,8 @@ def _updates(parts: Parts, start: State, device: int, indices: Tensor, marks: Se
         sgd.step(model.params, model.grads, momentum, 1.0, model.layout)
         if step and step + 1 in marks:
             found.append(model.params - start.params)
+    for update in found:
+        update[model.layout.local] = 0  # never sent
     return found
 
 

@@ -18,7 +18,10 @@ def verdict(found: Inspection) -> str:
     if not found.score and not found.gaps:
         return "No layer takes its statistics from a device's batch: skewed labels break no norm here."
     if not found.score:
-        return "The norms share their statistics, or correct them: no failure of the norm is expected."
+        return (
+            "The norms share their statistics, correct them, or are each device's own: "
+            "no failure of the norm is expected."
+        )
     words = "no failure of the norm expected"
     if found.fails:
         words = "expect to lose more than ten points of accuracy"

@@ -7,7 +7,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from edgewise.errors import EdgewiseError
 
-KINDS = ("weight", "bias", "norm", "scalar", "frozen")
+LOCAL = "local"
+KINDS = ("weight", "bias", "norm", "scalar", "frozen", LOCAL)
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -15,10 +16,11 @@ def kind(model: nn.Module, parameter_name: str) -> str:
     """The kind of one parameter, one of `KINDS`.
 
     norm: affine parameters of a normalisation layer; bias: other 1-D biases; scalar: what a model says is
-    one (Fixup's biases and scales); frozen: what requires no gradient, and so stays as it is; weight: the
-    rest. A model, or the module that holds the parameter (by its name there), overrides with a method
-    `parameter_kind(name) -> str | None`, where None leaves the answer to these rules. AttributeError for
-    a name the model lacks, EdgewiseError for a kind that does not exist.
+    one (Fixup's biases and scales); frozen: what requires no gradient, and so stays as it is; local: what
+    every device has for itself and never sends; weight: the rest. A model, or the module that holds the
+    parameter (by its name there), overrides with a method `parameter_kind(name) -> str | None`, where None
+    leaves the answer to these rules. AttributeError for a name the model lacks, EdgewiseError for a kind
+    that does not exist.
     """
     parameter = model.get_parameter(parameter_name)
     if not parameter.requires_grad:
@@ -39,3 +41,16 @@ def kind(model: nn.Module, parameter_name: str) -> str:
 def kinds(model: nn.Module) -> dict[str, str]:
     """Kind by name, in the order of `named_parameters`."""
     return {name: kind(model, name) for name, _ in model.named_parameters()}
+
+
+def buffer_kinds(model: nn.Module) -> dict[str, str]:
+    """The same for buffers, in the order of `named_buffers`: local where the module that holds one says so
+
+    (`local_buffers` is true), else buffer.
+    """
+    return {name: _buffer_kind(model, name) for name, _ in model.named_buffers()}
+
+
+def _buffer_kind(model: nn.Module, name: str) -> str:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return LOCAL if getattr(owner, "local_buffers", False) else "buffer"

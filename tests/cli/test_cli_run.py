@@ -25,7 +25,7 @@ NO_CUDA = "import torch\ntorch.cuda.is_available = lambda: False\nimport edgewis
 BAD: dict[str, tuple[tuple[object, ...], list[str]]] = {
     "norm": (
         ("--norm", "nonsense"),
-        ["norm", "'nonsense'", "batch, batch-sync, batch-renorm", "layer", "none"],
+        ["norm", "'nonsense'", "batch, batch-sync, batch-local, batch-renorm", "layer", "none"],
     ),
     "algorithm": (("--algorithm", "nonsense"), ["algorithm", "'nonsense'", "sync-sgd, fedavg"]),
     "data": (

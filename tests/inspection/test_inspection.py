@@ -32,7 +32,7 @@ from edgewise.data.skew import BREAKS, apart, skew
 from edgewise.experiments.forecast import area
 from edgewise.inspection.advice import Findings, advise, command
 from edgewise.inspection.table import verdict
-from edgewise.models.norms import Batch, BatchRenorm, BatchSync, NoNorm
+from edgewise.models.norms import Batch, BatchLocal, BatchRenorm, BatchSync, NoNorm
 
 TINY = Config(width=4, batch=8, norm=Batch(), partition=Labels(2), steps=2)
 
@@ -78,7 +78,7 @@ def test_a_score_near_the_threshold_says_what_such_splits_lost(skewed: Inspectio
 
 
 def test_a_norm_that_is_no_batch_s_is_foreseen_to_hold() -> None:
-    for norm in (Group(), BatchSync(), BatchRenorm()):
+    for norm in (Group(), BatchSync(), BatchRenorm(), BatchLocal()):
         assert inspect(replace(FEW, norm=norm)).score == 0
 
 

@@ -171,10 +171,11 @@ def test_kinds_of_resnet(name: str) -> None:
     found = kinds(net)
     assert list(found) == [parameter for parameter, _ in net.named_parameters()]
     without = name == "none"
-    norm = {} if without else {"norm": 40}
+    kind = "local" if name == "batch-local" else "norm"
+    norm = {} if without else {kind: 40}
     assert Counter(found.values()) == {"weight": 21, "bias": 21 if without else 1} | norm
     assert found["classifier.bias"] == "bias" and found["conv.weight"] == "weight"
-    assert without or found["norm.weight"] == found["norm.bias"] == "norm"
+    assert without or found["norm.weight"] == found["norm.bias"] == kind
 
 
 def test_kinds_of_fixup() -> None:

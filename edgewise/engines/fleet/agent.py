@@ -253,12 +253,12 @@ class Agent:
         self.working = asyncio.create_task(self._work(head, frames))
 
     async def _work(self, head: Any, frames: Sequence[bytes]) -> None:
-        assert self.duty is not None
+        assert self.duty is not None and self.keep is not None
         try:
             if head.purpose == TRAIN:
                 await self._train(head.round, frames)
             elif head.purpose == EVALUATE:
-                scores = await self._away(self.duty.score, frames)
+                scores = await self._away(self.duty.score, frames, self.keep.memory)
                 if self.line is not None:
                     self.line.say(scores=scores)
         except EdgewiseError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from edgewise import broadcast, wire
 from edgewise.codecs import Codec, Raw, Sending
 from edgewise.data.dataset import Split
-from edgewise.device import Device, Memory, Task, Work
+from edgewise.device import Device, Memory, Task, Work, enter
 from edgewise.evaluate import count
 from edgewise.vector import FlatModel, Layout, State
 
@@ -41,8 +41,8 @@ class Duty(Protocol):
         """The frame of the update in pieces, and the memory that goes with it."""
         ...
 
-    def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
-        """The body of `Scores`."""
+    def score(self, frames: Sequence[bytes], memory: Memory) -> dict[str, Any]:
+        """The body of `Scores`, of the state in the frames with what the device has for itself."""
         ...
 
 
@@ -104,11 +104,11 @@ class Training:
         reply, memory = outfit.device.answer(task, outfit.model, outfit.work, memory)
         return reply.pieces(task.round, outfit.work.agreed), memory
 
-    def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
+    def score(self, frames: Sequence[bytes], memory: Memory) -> dict[str, Any]:
         outfit, task = self.outfit, self._task(frames, keep=False)
         if outfit.tests is None:
             raise wire.FrameError("a task to evaluate, where there is nothing to evaluate on")
-        outfit.model.write(task.state)
+        enter(outfit.model, task.state, memory.local)
         objective = outfit.work.objective
         scores, seen, loss = count(outfit.model, outfit.tests, outfit.work.feed, outfit.classes, objective)
         right = [round(score) for score in scores]
@@ -189,5 +189,5 @@ class Idle:
         )
         return wire.pieces(frame), Memory(memory.step + steps)
 
-    def score(self, frames: Sequence[bytes]) -> dict[str, Any]:
+    def score(self, frames: Sequence[bytes], memory: Memory) -> dict[str, Any]:
         raise wire.FrameError("a device for load tests has nothing to evaluate on")

@@ -205,7 +205,8 @@ class Fleet:
         self.host.soon(self.courier.begin, window, EVALUATE, lambda held: 0)
         self._await(window, window.outcome)
         answers = [window.answers[device].result() for device in window.asked]
-        result = scores.combine([answer for answer in answers if answer is not None], self.run.classes)
+        told = [answer for answer in answers if answer is not None]
+        result = scores.combine(told, self.run.classes, apart=self.run.layout.personal)
         self.journal.evaluated(self.run.id, round, scores.row(result)).result()
         self.courier.fault.reached("evaluated", round)
         self.courier.metrics.accuracy.set(result.accuracy)

@@ -9,10 +9,11 @@ from typing import Any
 from edgewise.evaluate import Evaluation
 
 
-def combine(answers: Sequence[Any], classes: int) -> Evaluation:
+def combine(answers: Sequence[Any], classes: int, apart: bool = False) -> Evaluation:
     """One evaluation of the devices' `Scores` (those that make no sense are left out).
 
-    Per class where every device tells it; else None for each class.
+    Per class where every device tells it; else None for each class. `apart`: devices evaluated models of
+    their own, so accuracy is the mean over devices, and not over examples.
     """
     usable = [one for one in answers if _sensible(one, classes)]
     right, seen = sum(one.right for one in usable), sum(one.seen for one in usable)
@@ -26,8 +27,8 @@ def combine(answers: Sequence[Any], classes: int) -> Evaluation:
             for c in range(classes)
         ]
         per_class = tuple(r / s if s else None for r, s in pairs)
-    worst = min(one.right / one.seen for one in usable)
-    return Evaluation(right / seen, loss, per_class, worst)
+    each = [one.right / one.seen for one in usable]
+    return Evaluation(sum(each) / len(each) if apart else right / seen, loss, per_class, min(each))
 
 
 def _sensible(one: Any, classes: int) -> bool:

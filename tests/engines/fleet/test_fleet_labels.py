@@ -9,6 +9,7 @@ from edgewise import broadcast, data, wire
 from edgewise.codecs import Sending
 from edgewise.config import Config
 from edgewise.deploy import assemble_coordinator, equip
+from edgewise.device import Memory
 from edgewise.engines.fleet.duty import Training
 from edgewise.engines.fleet.messages import down, up
 from edgewise.engines.fleet.policy import Policy
@@ -42,7 +43,7 @@ def test_label_counts_leave_only_where_the_device_lets_them(tell: bool, tmp_path
     dataset = data.load("digits")
     counts = torch.bincount(dataset.train.labels).tolist()
     assert (list(duty.labels), duty.examples) == (counts if tell else [], sum(counts))
-    answer = duty.score(frames)
+    answer = duty.score(frames, Memory())
     assert answer["seen"] == len(dataset.test)
     seen = torch.bincount(dataset.test.labels).tolist()
     assert answer["seen_each"] == (seen if tell else [])
@@ -53,7 +54,7 @@ def test_an_evaluation_without_them_has_no_classes_and_the_same_accuracy(tmp_pat
     found = []
     for tell in (False, True):
         duty, frames = duties(tmp_path, tell=tell)
-        found.append(combine([up(scores=duty.score(frames)).scores], 10))
+        found.append(combine([up(scores=duty.score(frames, Memory())).scores], 10))
     quiet, open = found
     assert (quiet.accuracy, quiet.loss, quiet.worst) == (open.accuracy, open.loss, open.worst)
     assert quiet.per_class == (None,) * 10 and None not in open.per_class

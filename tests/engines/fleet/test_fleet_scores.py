@@ -31,6 +31,13 @@ def test_all_examples_count_the_same_and_the_worst_device_shows() -> None:
     assert result.worst == 3 / 6
 
 
+def test_devices_with_a_model_each_count_the_same() -> None:
+    answers = [answer([1, 2, 0], [1, 2, 1], 0.5), answer([0, 3, 0], [3, 3, 0], 2.0)]
+    result, shared = combine(answers, CLASSES, apart=True), combine(answers, CLASSES)
+    assert result.accuracy == (3 / 4 + 3 / 6) / 2
+    assert (result.worst, result.per_class) == (shared.worst, shared.per_class)
+
+
 def test_a_class_that_nobody_has() -> None:
     assert combine([answer([1, 0, 2], [2, 0, 2])], CLASSES).per_class == (0.5, None, 1.0)
 
