@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,9 @@ from edgewise.memories import Memories, Note
 from edgewise.models.norms import BatchLocal, BatchSync, batch_coupled, device_normed
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
+from edgewise.pacing import local_steps, make_schedule, paced_alike
 from edgewise.records import MEMORIES
-from edgewise.schedules import Schedule, Warmup
+from edgewise.schedules import Schedule
 from edgewise.vector import FlatModel, Layout
 from edgewise.weights import fill
 
@@ -170,7 +171,7 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     _report_wrapping(held.sum(1), config.batch)
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=EPOCHS)
-    config = _paced_alike(config, int(held.sum()))
+    config = paced_alike(config, int(held.sum()))
     steps = local_steps(config, int(held.sum()))
     if config.eval_every is None:
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
@@ -195,56 +196,6 @@ def decide(config: Config, dataset: Dataset) -> Config:
         raise EdgewiseError("accelerator: cuda is not available here; use cpu")
     augment = config.augment or Augment.parse(dataset.augment)
     return replace(config, accelerator=accelerator, augment=augment)
-
-
-def local_steps(config: Config, examples: int) -> int:
-    """Steps that one device takes in the run, of `examples` that the devices hold together.
-
-    An epoch is as many as show the cohort all of them once: a pass over each device's data where devices
-    hold the same amount and all take part.
-    """
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    steps = round(config.epochs * examples / (config.cohort_size * config.batch))
-    if steps < 1:
-        raise EdgewiseError(f"epochs: {config.epochs:g} epochs of {examples} examples are less than one step")
-    return steps
-
-
-def paced(config: Config, examples: int) -> Config:
-    """With the steps a round that local epochs come to on average, where they are not known yet.
-
-    `examples`: of all devices together.
-    """
-    algorithm: Any = config.algorithm
-    if algorithm.sync_every:
-        return config
-    every = max(1, round(algorithm.local_epochs * examples / (config.devices * config.batch)))
-    return replace(config, algorithm=replace(algorithm, sync_every=every))
-
-
-def _paced_alike(config: Config, examples: int) -> Config:
-    """The same where all that devices hold is at hand: what is given has to be what follows from it."""
-    algorithm: Any = config.algorithm
-    if not getattr(algorithm, "local_epochs", 0):
-        return config
-    found = paced(replace(config, algorithm=replace(algorithm, sync_every=None)), examples)
-    if algorithm.sync_every not in (None, found.algorithm.sync_every):
-        raise EdgewiseError(
-            f"sync_every: local_epochs {algorithm.local_epochs:g} are {found.algorithm.sync_every} steps a "
-            f"round on average here, and not {algorithm.sync_every}; give one of the two"
-        )
-    return found
-
-
-def make_schedule(config: Config, steps: int, examples: int) -> Schedule:
-    if not config.warmup_epochs:
-        return config.schedule
-    share = config.warmup_epochs * examples / (config.cohort_size * config.batch) / steps
-    sgd = config.algorithm.sgd
-    start = 0.1 if config.warmup_lr is None else config.warmup_lr / (sgd.lr * sgd.lr_scale)
-    return Warmup(config.schedule, share, start)
 
 
 def make_model(config: Config, module: nn.Module) -> FlatModel:

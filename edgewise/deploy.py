@@ -27,12 +27,9 @@ from edgewise.assemble import (
     build_module_for,
     choose_fused,
     decide,
-    local_steps,
     make_model,
-    make_schedule,
     make_terms,
     move,
-    paced,
 )
 from edgewise.config import VERSION, Config
 from edgewise.data import Dataset
@@ -46,6 +43,7 @@ from edgewise.models import MODELS
 from edgewise.models.norms import BatchSync
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
+from edgewise.pacing import local_steps, make_schedule, paced
 
 LARGEST_CONFIG = 1 << 16  # bytes
 

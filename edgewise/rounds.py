@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgewise import randomness, records
 from edgewise.algorithms import Combined
-from edgewise.assemble import Parts, assemble, local_steps, paced
+from edgewise.assemble import Parts, assemble
 from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
@@ -29,6 +29,7 @@ from edgewise.engines import Engine, first
 from edgewise.errors import EdgewiseError
 from edgewise.judgement import measured
 from edgewise.memories import Note
+from edgewise.pacing import local_steps, paced
 from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records

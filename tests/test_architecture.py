@@ -31,6 +31,7 @@ STAGES = """
     local codecs aggregators
     algorithms
     settings recipes config
+    pacing
     broadcast
     device
     network evaluate records

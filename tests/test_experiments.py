@@ -56,10 +56,10 @@ def test_every_run_is_a_config_that_comes_back(name: str, scale: str, tmp_path: 
         assert config.data_dir == (None if config.data == "digits" else "/somewhere")
 
 
-# foresight deals data in thirty ways.
+# foresight deals data in thirty ways, drift plays thirty runs.
 @pytest.mark.filterwarnings("ignore:batch. .* is more than device:edgewise.errors.EdgewiseWarning")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "foresight" else n for n in FIGURES]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("foresight", "drift") else n for n in FIGURES]
 )
 def test_every_run_plays_a_round(name: str, tmp_path: Path) -> None:
     short = {
@@ -83,7 +83,7 @@ def test_runs_of_a_figure_differ_only_in_what_the_figure_is_about() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("figure9",), r"reproduce: 'figure9' is unknown; one of: figure2, compression, foresight$"),
+        (("figure9",), r"reproduce: 'figure9' is unknown; one of: figure2, compression, foresight, drift$"),
         (("figure2", "--scale", "huge"), "--scale: 'huge' is unknown; one of: demo, laptop, paper"),
         (("figure2", "--jobs", 0), "--jobs"),
         (("figure2", "--seed", "x"), "--seed"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from edgewise.models.heads import ScaledFrame
 from edgewise.models.outputs import logits
 
 
@@ -78,9 +79,11 @@ def _counters(model: nn.Module) -> Iterator[Finding]:
 
 
 def _frozen(model: nn.Module) -> Iterator[Finding]:
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    asked = {id(head.weight) for head in model.modules() if isinstance(head, ScaledFrame)}  # by --head etf
+    loose = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and id(p) not in asked]
+    frozen = [name for name, _ in loose]
     if frozen:
-        count = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        count = sum(parameter.numel() for _, parameter in loose)
         yield Finding(
             False,
             f"{_some(frozen)}: frozen, {count:,} parameters; they stay as they are, and travel all the same",
