@@ -122,6 +122,8 @@ class Fleet:
 
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         """As the journal has it; else of the devices that are there, or all that the ranking names."""
+        if not self._looked_up[0]:  # a close is not waited for where all is in, and may have died on its way
+            self.journal.close_before(self.run.id, round)
         found, known = self.journal.round(self.run.id, round), members(self.journal)
         opened = found.result()
         self._looked_up, self._size, self._reserve = (round, opened), size, ranking

@@ -187,6 +187,16 @@ class Journal:
 
         return self.ask(action)
 
+    def close_before(self, run: str, number: int) -> Future[None]:
+        """Close the rounds before this one: what is saved rests on them, whoever was left to say so."""
+
+        def action(database: Database) -> None:
+            where = (time.time(), run, number)
+            query = "UPDATE rounds SET closed = ? WHERE run = ? AND number < ? AND closed IS NULL"
+            database.execute(query, where)
+
+        return self.ask(action)
+
     def round(self, run: str, number: int) -> Future[Opened | None]:
         """A round, or None if the journal knows nothing of it.
 

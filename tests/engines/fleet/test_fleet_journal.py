@@ -74,6 +74,17 @@ def test_a_round_from_its_opening_to_its_close(journal: Journal) -> None:
     assert result(journal.round("another run", 1)) is None
 
 
+def test_rounds_that_a_checkpoint_rests_on_are_closed(journal: Journal) -> None:
+    """A coordinator may die between its checkpoint and the close, which it does not wait for."""
+    for number in (1, 2, 3):
+        result(journal.open_round(RUN, number, [0]))
+    result(journal.open_round("another run", 1, [0]))
+    result(journal.close_round(RUN, 1))
+    result(journal.close_before(RUN, 3))
+    assert [result(journal.round(RUN, number)).closed for number in (1, 2, 3)] == [True, True, False]
+    assert not result(journal.round("another run", 1)).closed
+
+
 def test_a_round_that_could_not_be_opened_keeps_its_updates_and_is_not_closed(journal: Journal) -> None:
     """The disk was full when it was opened, and had room again when they came."""
     result(journal.take(RUN, entry(device=2)))
