@@ -265,6 +265,25 @@ class AgentEnd:
             self.counts["moved on"] += kept.round > 0
 
 
+class Attentive(Ear):
+    """An ear that says whether somebody waits at it for the next message."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__(read)
+        self._asked = False
+
+    async def next(self) -> Any:
+        self._asked = True
+        try:
+            return await super().next()
+        finally:
+            self._asked = False
+
+    @property
+    def waits(self) -> bool:
+        return self._asked and self._found.empty()
+
+
 class Call:
     """The agent's end of a stream, as gRPC gives it."""
 
@@ -273,10 +292,12 @@ class Call:
         self.update: Any = None
         self.taken: set[int] = set()
         self.agent: Any = None
+        self.ear: Attentive | None = None
+        self.over = False
 
     @asynccontextmanager
     async def connected(self, link: Link, address: str) -> AsyncIterator[tuple[Call, Ear]]:
-        ear = Ear(self.read)
+        ear = self.ear = Attentive(self.read)
         try:
             yield self, ear
         finally:
@@ -287,14 +308,19 @@ class Call:
         await asyncio.sleep(0)
         word = next(self._words, grpc.aio.EOF)
         if callable(word):
-            for _ in range(20):  # it is read ahead: what came before is not heard yet
-                await asyncio.sleep(0)
-            while self.update is None and self.agent.working is not None:
+            while not self.over and not self.settled():
                 await asyncio.sleep(0.0005)
             word = word()
         if word is not grpc.aio.EOF:
             self._note(word)
         return word
+
+    def settled(self) -> bool:
+        """Whether the agent has heard all that came before (a message is read ahead), and has answered."""
+        assert self.ear is not None
+        agent = self.agent
+        unsent = agent.line is not None and agent.outgoing is not None and self.update is None
+        return self.ear.waits and agent.working is None and not unsent
 
     def _note(self, word: bytes) -> None:
         try:
@@ -311,7 +337,7 @@ class Call:
             self.update = message.update
 
     def cancel(self) -> None:
-        self._words = iter(())
+        self._words, self.over = iter(()), True
 
     async def code(self) -> Any:
         return grpc.StatusCode.UNAVAILABLE
