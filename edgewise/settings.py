@@ -54,7 +54,7 @@ CODECS = (
     "none, half, int8, int4, qsgd:4, ternary, sign, levels:1, topk:0.01, stc:0.01, randomk:0.01, dgc:0.001, "
     "powersgd:4, lowrank:0.01; then :zstd, :nofeedback"
 )
-RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1 or clip-median"
+RULES = "mean, median, trimmed:0.1, krum:2, multi-krum:2, clip:1, clip-median or fedexp:4"
 
 ADDED = (
     "fedavgm, fedprox:0.01, scaffold, feddyn:0.1, fednova, fedadam, fedyogi, fedcm:0.1, fedacg:0.85, "

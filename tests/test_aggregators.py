@@ -25,6 +25,7 @@ from edgewise.aggregators import (
     Aggregator,
     Clip,
     ClipMedian,
+    FedExP,
     Krum,
     Median,
     MultiKrum,
@@ -56,9 +57,10 @@ TEXTS: dict[str, list[str]] = {
     "multi-krum": ["multi-krum:2", "multi-krum:2:1", "multi-krum:1:4"],
     "clip": ["clip:2", "clip:1000000"],
     "clip-median": ["clip-median"],
+    "fedexp": ["fedexp", "fedexp:1"],
 }
 RULES = [text for name in AGGREGATORS for text in TEXTS.get(name, [])]
-WEIGHTED = ("mean", "clip", "clip-median")  # by examples; the others count devices
+WEIGHTED = ("mean", "clip", "clip-median", "fedexp")  # by examples; the others count devices
 SORTING = ("median", "trimmed")  # whose sums are taken in sorted order, so that the bits are the same too
 
 every_rule = pytest.mark.parametrize("text", RULES)
@@ -301,6 +303,10 @@ def line(*values: float, buffers: Sequence[float] = ()) -> list[State]:
         ("multi-krum:1:4", (0.0, 1.0, 4.0, 6.0, 9.0), 2.75, -4.0),
         ("clip:2", (1.0, -2.0, 5.0), 1 / 3, -4 / 3),  # 1 - 2 + 2
         ("clip-median", (1.0, -2.0, 6.0), 1 / 3, -5 / 3),  # at 2
+        ("fedexp", (1.0, -2.0, 5.0), 3.75, -4 / 3),  # 4 / 3, times 10 / (2 * 16 / 9)
+        ("fedexp:2", (1.0, -2.0, 5.0), 8 / 3, -4 / 3),
+        ("fedexp", (1.0, 2.0, 6.0), 3.0, -3.0),  # they agree well enough
+        ("fedexp", (1.0, -1.0), 0.0, 0.0),
     ],
 )
 def test_numbers_by_hand(text: str, values: tuple[float, ...], params: float, buffers: float) -> None:
@@ -324,6 +330,21 @@ def test_clip_median_is_clip_at_the_median() -> None:
     states, weights = updates(9), [float(weight) for weight in range(1, 10)]
     norm = float(np.median([float(state.params.double().norm()) for state in states]))
     assert same(combined(ClipMedian(), states, weights), combined(Clip(norm), states, weights))
+
+
+def test_fedexp_weighs_lengths_by_examples() -> None:
+    states = [State(torch.tensor(params), torch.zeros(1)) for params in ([2.0, 0.0], [0.0, 3.0])]
+    mean, squares = torch.tensor([1.5, 0.75]), (3 * 4 + 9) / 4
+    factor = squares / (2 * float(mean.square().sum()))
+    assert factor < 1  # two at right angles: nothing to prolong
+    assert torch.allclose(combined(FedExP(9), states, [3.0, 1.0]).params, mean)
+    four = [State(torch.eye(4)[i] * 2, torch.zeros(1)) for i in range(4)]
+    assert torch.allclose(combined(FedExP(9), four, [1.0] * 4).params, 2 * torch.full((4,), 0.5))
+
+
+def test_fedexp_of_one_is_the_mean() -> None:
+    states, weights = updates(9), [float(weight) for weight in range(1, 10)]
+    assert same(combined(FedExP(1.0), states, weights), combined(WeightedMean(), states, weights))
 
 
 def test_multi_krum_of_one_is_krum() -> None:

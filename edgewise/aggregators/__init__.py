@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edgewise.aggregators.base import Aggregator, Gathering
 from edgewise.aggregators.clip import Clip, ClipMedian
+from edgewise.aggregators.fedexp import FedExP
 from edgewise.aggregators.krum import Krum, MultiKrum
 from edgewise.aggregators.mean import WeightedMean
 from edgewise.aggregators.median import Median
@@ -21,6 +22,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "multi-krum": MultiKrum,
     "clip": Clip,
     "clip-median": ClipMedian,
+    "fedexp": FedExP,
 }
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Aggregator",
     "Clip",
     "ClipMedian",
+    "FedExP",
     "Gathering",
     "Krum",
     "Median",
