@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from edgewise.deploy import Share, assemble_coordinator, equip
 from edgewise.engines.fleet import agent as agents
 from edgewise.engines.fleet.agent import Agent
 from edgewise.engines.fleet.courier import Courier
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.duty import Training
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.journal import Journal
@@ -86,7 +86,7 @@ class CoordinatorEnd:
     def words(self, rng: Random) -> tuple[list[Word], int]:
         """What the device says, and the purpose of the window."""
         run, round, frame = self.parts.run, self.round, self.frame(rng)
-        digest, purpose = hashlib.sha256(frame).digest(), rng.choice((TRAIN, TRAIN, TRAIN, EVALUATE))
+        digest, purpose = bytes.fromhex(digest_of([frame])), rng.choice((TRAIN, TRAIN, TRAIN, EVALUATE))
         pending = {"pending_round": round, "pending_digest": digest, "in_hand": True}
         hello = {"protocol": PROTOCOL, "version": "1", "run": rng.choice(("", run.id)), "held": round - 1}
         ready = {"layout": self.parts.plan["layout"], "examples": 24, "tests": 12}
@@ -152,7 +152,7 @@ class CoordinatorEnd:
             path = self.spool.segment.path if place else self.spool.file(window.round, DEVICE, taken)
             content = path.read_bytes()
             content = content[place.offset : place.offset + place.length] if place else content
-            demand(hashlib.sha256(content).hexdigest() == taken, "what counts is not what came")
+            demand(digest_of([content]) == taken, "what counts is not what came")
             self.parts.screen.check(content, DEVICE, window.round, EXAMPLES)
 
 
@@ -265,6 +265,25 @@ class AgentEnd:
             self.counts["moved on"] += kept.round > 0
 
 
+class Attentive(Ear):
+    """An ear that says whether somebody waits at it for the next message."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__(read)
+        self._asked = False
+
+    async def next(self) -> Any:
+        self._asked = True
+        try:
+            return await super().next()
+        finally:
+            self._asked = False
+
+    @property
+    def waits(self) -> bool:
+        return self._asked and self._found.empty()
+
+
 class Call:
     """The agent's end of a stream, as gRPC gives it."""
 
@@ -273,10 +292,12 @@ class Call:
         self.update: Any = None
         self.taken: set[int] = set()
         self.agent: Any = None
+        self.ear: Attentive | None = None
+        self.over = False
 
     @asynccontextmanager
     async def connected(self, link: Link, address: str) -> AsyncIterator[tuple[Call, Ear]]:
-        ear = Ear(self.read)
+        ear = self.ear = Attentive(self.read)
         try:
             yield self, ear
         finally:
@@ -287,14 +308,19 @@ class Call:
         await asyncio.sleep(0)
         word = next(self._words, grpc.aio.EOF)
         if callable(word):
-            for _ in range(20):  # it is read ahead: what came before is not heard yet
-                await asyncio.sleep(0)
-            while self.update is None and self.agent.working is not None:
+            while not self.over and not self.settled():
                 await asyncio.sleep(0.0005)
             word = word()
         if word is not grpc.aio.EOF:
             self._note(word)
         return word
+
+    def settled(self) -> bool:
+        """Whether the agent has heard all that came before (a message is read ahead), and has answered."""
+        assert self.ear is not None
+        agent = self.agent
+        unsent = agent.line is not None and agent.outgoing is not None and self.update is None
+        return self.ear.waits and agent.working is None and not unsent
 
     def _note(self, word: bytes) -> None:
         try:
@@ -311,7 +337,7 @@ class Call:
             self.update = message.update
 
     def cancel(self) -> None:
-        self._words = iter(())
+        self._words, self.over = iter(()), True
 
     async def code(self) -> Any:
         return grpc.StatusCode.UNAVAILABLE
