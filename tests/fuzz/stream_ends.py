@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from edgewise.deploy import Share, assemble_coordinator, equip
 from edgewise.engines.fleet import agent as agents
 from edgewise.engines.fleet.agent import Agent
 from edgewise.engines.fleet.courier import Courier
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.duty import Training
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.journal import Journal
@@ -86,7 +86,7 @@ class CoordinatorEnd:
     def words(self, rng: Random) -> tuple[list[Word], int]:
         """What the device says, and the purpose of the window."""
         run, round, frame = self.parts.run, self.round, self.frame(rng)
-        digest, purpose = hashlib.sha256(frame).digest(), rng.choice((TRAIN, TRAIN, TRAIN, EVALUATE))
+        digest, purpose = bytes.fromhex(digest_of([frame])), rng.choice((TRAIN, TRAIN, TRAIN, EVALUATE))
         pending = {"pending_round": round, "pending_digest": digest, "in_hand": True}
         hello = {"protocol": PROTOCOL, "version": "1", "run": rng.choice(("", run.id)), "held": round - 1}
         ready = {"layout": self.parts.plan["layout"], "examples": 24, "tests": 12}
@@ -152,7 +152,7 @@ class CoordinatorEnd:
             path = self.spool.segment.path if place else self.spool.file(window.round, DEVICE, taken)
             content = path.read_bytes()
             content = content[place.offset : place.offset + place.length] if place else content
-            demand(hashlib.sha256(content).hexdigest() == taken, "what counts is not what came")
+            demand(digest_of([content]) == taken, "what counts is not what came")
             self.parts.screen.check(content, DEVICE, window.round, EXAMPLES)
 
 

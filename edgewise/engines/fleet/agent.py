@@ -7,7 +7,6 @@ coordinator has it already, on the next stream.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import re
@@ -21,6 +20,7 @@ from typing import Any
 import grpc
 
 from edgewise.device import Memory
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.duty import Duty
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.faults import Fault
@@ -291,10 +291,8 @@ class Agent:
         began = time.monotonic()
         frame, memory = self.duty.train(frames, self.keep.memory)
         self.fault.reached("trained", round)
-        digest = hashlib.sha256()
-        for piece in frame:
-            digest.update(piece)
-        outgoing = Outgoing(round, digest.digest(), frame, time.monotonic() - began)
+        digest = bytes.fromhex(digest_of(frame))
+        outgoing = Outgoing(round, digest, frame, time.monotonic() - began)
         return outgoing, memory, self._remembered(outgoing, memory)
 
     def _remembered(self, outgoing: Outgoing, memory: Memory) -> bool:

@@ -190,7 +190,9 @@ class Courier:
         lengths = [sum(map(len, pieces)) for pieces in frames]
         body = {"round": window.round, "purpose": self.purpose, "lengths": lengths}
         pieces = [piece for frame in frames for piece in frame]
-        session.line.push(pieces, done=lambda: self.metrics.sent.inc(sum(lengths)), task=body)
+        session.line.push(
+            pieces, done=lambda: self.metrics.sent.inc(sum(lengths)), shared=window.shared(frames), task=body
+        )
         window.pushed.setdefault(device, time.monotonic())
         self.fault.reached("pushed", window.round)
 

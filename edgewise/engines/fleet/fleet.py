@@ -306,8 +306,8 @@ class Fleet:
         full = broadcast.full(self.run.down)
         payload = full.encode(task.state.params, self.run.layout, {}, Sending())[0]
         mark = broadcast.marks(self.run.down)[wire.Kind.STATE]
-        pieces = wire.pieces(replace(self._frame(task, task.state), payload=payload, codec=mark))
-        return lambda device, held: [pieces]
+        frames = [wire.pieces(replace(self._frame(task, task.state), payload=payload, codec=mark))]
+        return lambda device, held: frames
 
     def _frame(self, task: Task, state: State) -> wire.Frame:
         return wire.Frame(

@@ -14,11 +14,33 @@ import grpc
 from edgewise.engines.fleet.messages import CHUNK, carrying, chunk
 from edgewise.wire import Bytes
 
+RECENT = 8  # chunks that lines share
 # What a write raises once its stream is at its end; whoever reads from the stream hears of it too.
 BROKEN = (
     *(grpc.aio.AioRpcError, grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError),
     *(asyncio.CancelledError, asyncio.InvalidStateError, RuntimeError),
 )
+
+
+class Shared:
+    """Chunks as messages, made once for all lines that are sent the same frames at about the same time.
+
+    Only the last few are kept: a line that lags behind makes its own.
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: dict[int, bytes] = {}
+
+    def message(self, number: int, parts: Sequence[Bytes]) -> bytes:
+        """Chunk `number` of the frames, which these parts are."""
+        found = self._made.get(number)
+        if found is None:
+            found = self._made[number] = chunk(parts)
+            if len(self._made) > RECENT:
+                del self._made[next(iter(self._made))]
+        return found
 
 
 class Line:
@@ -29,7 +51,7 @@ class Line:
     def __init__(self, make: Callable[..., Any], write: Callable[[bytes], Awaitable[Any]]) -> None:
         self._make, self._write = make, write
         self._words: deque[Any] = deque()
-        self._cargo: Iterator[list[memoryview]] | None = None
+        self._cargo: Iterator[bytes] | None = None
         self._wake = asyncio.Event()
         self._ended = False
         self._busy = False  # a message is being written
@@ -47,18 +69,24 @@ class Line:
         self._wake.set()
 
     def push(
-        self, frames: Sequence[Bytes], start: int = 0, done: Callable[[], None] | None = None, **head: Any
+        self,
+        frames: Sequence[Bytes],
+        start: int = 0,
+        done: Callable[[], None] | None = None,
+        shared: Shared | None = None,
+        **head: Any,
     ) -> None:
         """Send `head` with all bytes of the frames from `start` on. What was being pushed is dropped.
 
         `head` is one message; its `data` and as many chunks as it takes hold the bytes. They must not change
-        meanwhile. A frame may come in pieces.
+        meanwhile. A frame may come in pieces. `shared`: with other lines that push the same frames from the
+        same `start` on.
         """
-        cargo = _chunks(frames, start, done)
-        first = next(cargo, [])
+        chunks = _chunks(frames, start)
+        first = next(chunks, [])
         self.sent += sum(map(len, first))
         self._words.append(carrying(self._make(**head), first))
-        self._cargo = cargo
+        self._cargo = self._messages(chunks, shared or Shared(), done)
         self._wake.set()
 
     def drop(self) -> None:
@@ -83,9 +111,8 @@ class Line:
             if self._words:
                 await self._put(self._words.popleft())
             elif self._cargo is not None:
-                if (parts := self._next()) is not None:
-                    self.sent += sum(map(len, parts))
-                    await self._put(chunk(parts))
+                if (message := self._next()) is not None:
+                    await self._put(message)
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -103,17 +130,24 @@ class Line:
         while (self._words or self._busy) and time.monotonic() < until:
             await asyncio.sleep(0.005)
 
-    def _next(self) -> list[memoryview] | None:
+    def _next(self) -> bytes | None:
         assert self._cargo is not None
-        parts = next(self._cargo, None)
-        if parts is None:
+        message = next(self._cargo, None)
+        if message is None:
             self._cargo = None
-        return parts
+        return message
+
+    def _messages(
+        self, chunks: Iterator[list[memoryview]], shared: Shared, done: Callable[[], None] | None
+    ) -> Iterator[bytes]:
+        for number, parts in enumerate(chunks):
+            self.sent += sum(map(len, parts))
+            yield shared.message(number, parts)
+        if done is not None:
+            done()
 
 
-def _chunks(
-    frames: Sequence[Bytes], start: int, done: Callable[[], None] | None
-) -> Iterator[list[memoryview]]:
+def _chunks(frames: Sequence[Bytes], start: int) -> Iterator[list[memoryview]]:
     """The bytes from `start` on, up to CHUNK of them at a time, in parts that are views."""
     parts, room = list[memoryview](), CHUNK
     for frame in frames:
@@ -128,5 +162,3 @@ def _chunks(
                 parts, room = [], CHUNK
     if parts:
         yield parts
-    if done is not None:
-        done()

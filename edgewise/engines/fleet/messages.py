@@ -28,7 +28,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from edgewise.wire import Bytes
 
 PACKAGE, SERVICE = "edgewise", "edgewise.Fleet"
-PROTOCOL = 1  # agents and coordinators of other protocols refuse each other
+PROTOCOL = 2  # agents and coordinators of other protocols refuse each other
 CHUNK = 1 << 20  # bytes of a frame in one message at most
 LARGEST = CHUNK + (1 << 16)  # bytes of any message
 # Of gRPC, at either end: a whole chunk may be on its way. By itself it begins with 64 KiB and feels its way.

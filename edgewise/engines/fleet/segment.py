@@ -9,13 +9,13 @@ has nothing to allocate.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.disk import DiskError, shown
 from edgewise.errors import EdgewiseError
 from edgewise.files import one_line, sync_folder
@@ -139,7 +139,7 @@ class Segment:
             # Where it was not swept, the fault is on this side, and the device's update is asked for again.
             kind = EdgewiseError if isinstance(error, FileNotFoundError) else DiskError
             raise kind(f"{self.path}: cannot be read ({error.strerror}); the journal needs it") from None
-        if not place.sound and hashlib.sha256(content).hexdigest() != digest:
+        if not place.sound and digest_of([content]) != digest:
             raise EdgewiseError(
                 f"{self.path}: damaged (the digest of device {device}'s update of round {round} "
                 "does not agree); the journal needs it"
@@ -172,7 +172,7 @@ class Whole:
 
     def finish(self) -> None:
         """EdgewiseError if its digest is another than it announced."""
-        if hashlib.sha256(self.content).hexdigest() != self.digest:
+        if digest_of([self.content]) != self.digest:
             raise EdgewiseError("an update whose bytes do not have the digest it announced")
 
     def discard(self) -> None:

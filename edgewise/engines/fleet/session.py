@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgewise.engines.fleet import messages
+from edgewise.engines.fleet.digest import SIZE
 from edgewise.engines.fleet.ear import Ear
 from edgewise.engines.fleet.journal import JournalError
 from edgewise.engines.fleet.line import Line
@@ -151,7 +152,7 @@ class Session:
         counts = max(ready.examples, ready.tests, *ready.labels)
         if counts > MOST or len(ready.labels) not in (0, courier.plan["classes"]):
             raise Dismissed("what it says of its data makes no sense")
-        if ready.pending_round and len(ready.pending_digest) != 32:
+        if ready.pending_round and len(ready.pending_digest) != SIZE:
             raise Dismissed("what it says of its pending update makes no sense")
         remembered = self.hello.round if self.hello.run == run else 0
         counted = await asyncio.wrap_future(courier.journal.last_taken(run, device))
@@ -199,7 +200,7 @@ class Session:
         """An upload begins, or goes on where it was cut off."""
         self._let_go()
         courier, device, digest = self.courier, self.device, update.digest.hex()
-        if len(update.digest) != 32 or not 0 <= update.seconds < math.inf:
+        if len(update.digest) != SIZE or not 0 <= update.seconds < math.inf:
             raise Dismissed("what it says of its update makes no sense")
         self.held = max(self.held, update.round)  # even if it is late
         counts = await self._counts(update.round)

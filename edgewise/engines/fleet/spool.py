@@ -7,7 +7,6 @@ next. What counts is the journal's word, not that a file is there.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import shutil
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from edgewise.engines.fleet.digest import Digest, digest_of
 from edgewise.engines.fleet.disk import DiskError, shown
 from edgewise.engines.fleet.segment import Segment
 from edgewise.errors import EdgewiseError
@@ -68,7 +68,7 @@ class Spool:
             # Where it was not swept, the fault is on this side, and the device's update is asked for again.
             kind = EdgewiseError if isinstance(error, FileNotFoundError) else DiskError
             raise kind(f"{path}: cannot be read ({reason}); the journal needs it") from None
-        if path not in self._sound and hashlib.sha256(content).hexdigest() != digest:
+        if path not in self._sound and digest_of([content]) != digest:
             raise EdgewiseError(f"{path}: damaged (its digest does not agree); the journal needs it")
         return content
 
@@ -140,7 +140,7 @@ class Arrival:
         self.resumed = offset > 0
         self._start = offset
         self._file: IO[bytes] | None = None
-        self._sum, self.checksum = hashlib.sha256(), Sum()
+        self._sum, self.checksum = Digest(), Sum()
 
     @property
     def complete(self) -> bool:
@@ -163,7 +163,7 @@ class Arrival:
         self._take(data)
 
     def _take(self, data: Bytes) -> None:
-        self._sum.update(data)
+        self._sum.add(data)
         self.checksum.add(data)
         self.offset += len(data)
 
@@ -203,7 +203,7 @@ class Arrival:
         and had not outlived a loss of power.
         """
         assert self._file is not None
-        if self._sum.hexdigest() != self.digest:
+        if self._sum.hex != self.digest:
             self.discard()
             if self.resumed:
                 raise DiskError(f"{self.path}: what was here of it is damaged")

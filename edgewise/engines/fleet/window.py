@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgewise.device import Reply
+from edgewise.engines.fleet.line import Shared
 from edgewise.errors import EdgewiseError
 from edgewise.wire import Bytes
 
@@ -26,7 +27,8 @@ class Taken:
 class Window:
     """`needed` answers make a round valid, `wanted` are enough; more may be asked than are wanted.
 
-    `load` gives what a device is sent, from the round whose state it holds. `reserve`: whom to ask, in order,
+    `load` gives what a device is sent, from the round whose state it holds; the same object for all that are
+    sent the same. `reserve`: whom to ask, in order,
     where too few are left of those that were asked; nobody if exactly these make up the round. `answers` has
     a future for every device that was asked: its answer, or None if the round closed without it; `outcome`
     says how it ended.
@@ -57,6 +59,7 @@ class Window:
         self.extending = False  # whether the journal is being told of further devices: one lot at a time
         self.doubt: set[int] = set()  # of whom something is on its way into the journal; it stays open for it
         self.began = time.monotonic()
+        self._shared: dict[int, tuple[Frames, Shared]] = {}
 
     def resume(self, answers: Mapping[int, Any]) -> None:
         """These had come before the coordinator was started again."""
@@ -65,6 +68,10 @@ class Window:
 
     def waits_for(self, device: int) -> bool:
         return not self.closed and device in self.answers and not self.answers[device].done()
+
+    def shared(self, frames: Frames) -> Shared:
+        """What lines share that push these frames of `load`."""
+        return self._shared.setdefault(id(frames), (frames, Shared()))[1]
 
     def take(self, device: int, answer: Any) -> None:
         self.taken.append(device)

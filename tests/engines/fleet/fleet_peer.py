@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import socket
 import ssl
@@ -17,6 +16,7 @@ import grpc
 from fleet_in_process import PATIENCE
 
 from edgewise.engines.fleet.certificates import COORDINATOR
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.identity import Credentials
 from edgewise.engines.fleet.link import OPTIONS
 from edgewise.engines.fleet.messages import PROTOCOL, SERVICE, Down, up
@@ -147,7 +147,7 @@ class Peer:
         """The messages of an update: its head, then chunks."""
         head = {
             "round": round,
-            "digest": hashlib.sha256(frame).digest(),
+            "digest": bytes.fromhex(digest_of([frame])),
             "length": len(frame),
             "seconds": 0.1,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import struct
 import zlib
@@ -17,6 +16,7 @@ from fleet_hostile import Site
 from fleet_peer import Peer, resident, until
 
 from edgewise import wire
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.line import Line
 from edgewise.engines.fleet.messages import CHUNK, LARGEST, PROTOCOL, up
 
@@ -113,7 +113,7 @@ NONSENSE = {
     "an unknown field": b"\xfa\x3e\x04junk",
     "no message": b"\xff\xff\xff\xff",
     "another wire type": b"\x08\x01",
-    "text that is no text": up(hello={"protocol": 1, "version": "aa"})
+    "text that is no text": up(hello={"protocol": PROTOCOL, "version": "aa"})
     .SerializeToString()
     .replace(b"aa", b"\xc3\x28"),
 }
@@ -302,7 +302,7 @@ def test_an_update_on_its_way_is_of_what_its_device_held_then(site: Site, pendin
         site.courier.owed = lambda held: count + (held == honest + 1)
         peer.close()
         peer = site.peer(2)
-        told = {"pending_round": head.round, "pending_digest": hashlib.sha256(frame).digest()}
+        told = {"pending_round": head.round, "pending_digest": bytes.fromhex(digest_of([frame]))}
         peer.ready(peer.hello(), examples=honest + 1, **(told if pending else {}))
         if pending:
             assert peer.hear("verdict").again
@@ -367,7 +367,7 @@ def test_a_device_that_stops_in_the_middle_is_not_waited_for(site: Site) -> None
         head, frames = peer.task()
         frame = site.answer(2, frames)
         peer.update(
-            frame[: len(frame) // 2], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame)
+            frame[: len(frame) // 2], head.round, digest=bytes.fromhex(digest_of([frame])), length=len(frame)
         )
         peer.served()
     assert 2 not in round.took
@@ -469,7 +469,7 @@ def test_of_two_streams_with_one_certificate_the_newer_wins(site: Site) -> None:
         old = round.peers[2]
         head, frames = old.task()
         frame = site.answer(2, frames)
-        old.update(frame[:100], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame))
+        old.update(frame[:100], head.round, digest=bytes.fromhex(digest_of([frame])), length=len(frame))
         old.served()
         new = site.peer(2)
         new.ready(new.hello())
@@ -526,7 +526,7 @@ def test_a_device_that_is_revoked_in_the_middle_of_its_update_is_out_at_once(tmp
             peer = round.peers[2]
             head, frames = peer.task()
             frame = site.answer(2, frames)
-            peer.update(frame[:100], head.round, digest=hashlib.sha256(frame).digest(), length=len(frame))
+            peer.update(frame[:100], head.round, digest=bytes.fromhex(digest_of([frame])), length=len(frame))
             peer.served()
             site.ask(what="revoke", device=2)
             peer.say(chunk={"data": frame[100:]})

@@ -1,7 +1,6 @@
 """Orders of events that a fleet of processes comes to by chance only, made to happen here."""
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,6 +18,7 @@ from edgewise.deploy import Share, assemble_coordinator, equip
 from edgewise.device import Memory
 from edgewise.engines.fleet import referee
 from edgewise.engines.fleet.courier import Courier
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.duty import Training
 from edgewise.engines.fleet.fleet import Fleet, Kept, Run
 from edgewise.engines.fleet.journal import Entry, Journal, JournalError, Opened
@@ -63,7 +63,7 @@ def courier(run: Run, journal: Journal, tmp_path: Path) -> Courier:
 
 
 def arrival(courier: Courier, device: int) -> Arrival:
-    digest = hashlib.sha256(b"update of %d" % device).hexdigest()
+    digest = digest_of([b"update of %d" % device])
     return Arrival(courier.spool, 1, device, digest, 10)
 
 
@@ -324,7 +324,7 @@ def written(spool: Spool, content: bytes, offset: int, digest: str, length: int)
 
 def test_a_part_that_did_not_outlive_a_loss_of_power_is_asked_for_again(tmp_path: Path) -> None:
     spool, content = Spool(tmp_path), b"0123456789"
-    digest = hashlib.sha256(content).hexdigest()
+    digest = digest_of([content])
     written(spool, content[:5], 0, digest, 10).close()
     spool.file(1, 0, digest).write_bytes(bytes(5))  # the length was on the disk, the bytes were not
     with pytest.raises(DiskError, match="what was here of it is damaged"):

@@ -1,6 +1,5 @@
 """Small updates in one file: they last before their rows do; a checkpoint gives their room to the next."""
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -15,6 +14,7 @@ import pytest
 from fleet_disk import full_disk
 
 from edgewise.engines.fleet import segment as segments
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.disk import DiskError
 from edgewise.engines.fleet.journal import Entry, Journal, JournalError
 from edgewise.engines.fleet.segment import PAGE, Place, Segment
@@ -29,7 +29,7 @@ def content(round: int, device: int, length: int = 5000) -> bytes:
 
 
 def digest(update: bytes) -> str:
-    return hashlib.sha256(update).hexdigest()
+    return digest_of([update])
 
 
 class Site:

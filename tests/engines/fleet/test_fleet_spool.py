@@ -1,7 +1,6 @@
 """The spool: an update comes in pieces, over streams and processes, and is the one that was announced."""
 
 import ctypes
-import hashlib
 import mmap
 import sys
 from pathlib import Path
@@ -12,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.engines.fleet import spool as spools
+from edgewise.engines.fleet.digest import digest_of
 from edgewise.engines.fleet.spool import Arrival, DiskError, Spool
 from edgewise.errors import EdgewiseError
 
 CONTENT = bytes(range(256)) * 5
-DIGEST = hashlib.sha256(CONTENT).hexdigest()
+DIGEST = digest_of([CONTENT])
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def cached(path: Path) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it holds in memory")
 def test_the_system_holds_a_large_update_until_its_round_is_over(tmp_path: Path) -> None:
     spool, content = Spool(tmp_path / "spool"), bytes(spools.LARGE)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = digest_of([content])
     for round in (3, 4):
         coming = Arrival(spool, round, 7, digest, len(content))
         coming.write(content)
@@ -168,11 +168,11 @@ def test_updates_of_other_devices_and_rounds_lie_apart_and_a_device_has_room_for
     for text in (b"a", b"b"):
         content = text * 10
         for round, device in places:
-            coming = Arrival(spool, round, device, hashlib.sha256(content).hexdigest(), len(content))
+            coming = Arrival(spool, round, device, digest_of([content]), len(content))
             coming.write(content)
             coming.finish()
         for round, device in places:
-            assert spool.view(round, device, hashlib.sha256(content).hexdigest()) == content
+            assert spool.view(round, device, digest_of([content])) == content
         assert spool.size == stored(spool) == 30
 
 
