@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.engines.fleet import line as lines
-from edgewise.engines.fleet.line import Line
+from edgewise.engines.fleet.digest import Digest, digest_of
+from edgewise.engines.fleet.line import RECENT, Line, Shared
 from edgewise.engines.fleet.messages import CHUNK, Down, Up, down, up
 
 SMALL = 8  # bytes of a chunk in most of these tests
@@ -213,3 +214,49 @@ def test_chunks_of_the_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
         return sizes
 
     assert asyncio.run(push()) == [CHUNK, CHUNK, CHUNK, 1]
+
+
+# ---- lines that are sent the same ----
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3 * RECENT])
+def test_lines_that_push_the_same_share_its_chunks_while_they_keep_up(lag: int) -> None:
+    frame = bytes(range(256)) * SMALL
+    chunks = len(frame) // SMALL - 1  # the first bytes go with the head
+
+    async def lagging() -> tuple[Wire, Wire, int]:
+        shared, one, two = Shared(), Wire(), Wire()
+        made = set[int]()
+
+        def noted(number: int, parts: Sequence[Any], real: Any = shared.message) -> bytes:
+            message: bytes = real(number, parts)
+            alive.append(message)  # so that no other message gets its place
+            made.add(id(message))
+            return message
+
+        alive, sharing = list[bytes](), type("Noting", (), {"message": staticmethod(noted)})()
+        two.room.clear()
+        for wire in (one, two):
+            line = Line(down, wire.write)
+            line.start()
+            line.push([frame], shared=sharing, task={"round": 1})
+        while len(two.messages) < chunks + 1:
+            if len(one.messages) > min(lag, chunks):
+                two.room.set()
+            await asyncio.sleep(0)
+        return one, two, len(made)
+
+    one, two, made = asyncio.run(lagging())
+    assert one.bytes("task") == two.bytes("task") == frame
+    assert made == chunks if lag < RECENT else made > 1.5 * chunks
+
+
+def test_a_digest_is_the_published_one_however_the_bytes_come() -> None:
+    # Of nothing, and of 1,023 bytes that count up to 250: the test vectors of the BLAKE3 repository.
+    assert digest_of([]) == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    data = bytes(i % 251 for i in range(1023))
+    assert digest_of([data]) == "10108970eeda3eb932baac1428c7a2163b0e924c9a9e25b35bba72b28f70bd11"
+    digest = Digest()
+    for byte in range(0, len(data), 100):
+        digest.add(memoryview(data)[byte : byte + 100])
+    assert digest.hex == digest_of([data[:5], data[5:]]) == digest_of([data])
