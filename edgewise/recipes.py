@@ -1,6 +1,6 @@
 """Recipes: a name that stands for several settings at once, wherever an algorithm's name can stand.
 
-    --algorithm steady    the algorithm, norm, head and server momentum below, where none is given
+    --algorithm steady    the algorithm, norm, head and aggregation below, where none is given
 
 Where they come from, and what each is good for: docs/steady.md.
 """
@@ -17,7 +17,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "algorithm": "fedlmd",
         "norm": "group-ws",
         "head": "etf",
-        "server_momentum": 0.5,
+        "aggregate": "fedexp",
     },
 }
 PLUS = "+"
