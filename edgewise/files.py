@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from edgewise.errors import EdgewiseError
 PRIVATE, PRIVATE_FOLDER, PUBLIC = 0o600, 0o700, 0o644  # modes
 OTHERS = 0o077  # the bits that let anyone but the owner in
 LOCK = ".lock"
+MANY = 16  # files that take longer one by one than the whole disk
 
 
 @contextmanager
@@ -26,19 +27,34 @@ def one_line(path: Path, deed: str = "written") -> Iterator[None]:
         raise EdgewiseError(f"{path}: cannot be {deed} ({error.strerror or error})") from None
 
 
-def write(path: Path, content: bytes | str, mode: int | None = None) -> None:
-    """Write a file atomically and durably; given a mode, with exactly that one and never a wider one."""
+def write(path: Path, content: bytes | str, mode: int | None = None, lasting: bool = True) -> None:
+    """Write a file atomically and durably; given a mode, with exactly that one and never a wider one.
+
+    `lasting`: False if `settle` is to make it last, with others of its folder.
+    """
     part = path.with_name(f".{path.name}.part")
     with one_line(path):
         try:
             with os.fdopen(_new(part, mode), "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             part.replace(path)
-            sync_folder(path.parent)
+            if lasting:
+                sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def settle(folder: Path, paths: Sequence[Path]) -> None:
+    """Make files last that were just written in a folder: few one by one, many with all else on the disk."""
+    if len(paths) > MANY:
+        os.sync()
+    elif paths:
+        with one_line(folder):
+            for path in (*paths, folder):
+                _sync(path)
 
 
 def rename(path: Path, to: Path) -> None:
@@ -129,7 +145,11 @@ def _new(part: Path, mode: int | None) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,6 +21,7 @@ from typing import Any
 
 from edgewise.device import Memory
 from edgewise.errors import EdgewiseError
+from edgewise.files import settle
 from edgewise.records import Checkpoint
 
 Note = dict[str, Any]
@@ -46,6 +47,7 @@ class Memories:
         self.size = 0  # bytes of the vectors in `kept`
         self.named = {(device, self.places[device]) for device in note["filed"]}  # by the last note
         self.filed = set(self.named)  # versions that lie in a file
+        self.loose = set[Version]()  # of these, files that a loss of power could take
         for path in map(self._file, sorted(self.named)):
             if not path.exists():
                 raise EdgewiseError(f"{path}: missing; the checkpoint needs it to go on")
@@ -87,8 +89,11 @@ class Memories:
     def save(self) -> Note:
         """Write every memory that has no file yet, and return what finds them again."""
         current = set(self.places.items())
-        for version in current & self.kept.keys() if self.folder else ():
-            self._write(version)
+        if self.folder:
+            for version in current & self.kept.keys():
+                self._write(version)
+            settle(self.folder, [self._file(version) for version in sorted(self.loose & current)])
+            self.loose.clear()
         self.named = current & self.filed
         return {"steps": self.steps(), "filed": sorted(device for device, _ in self.named)}
 
@@ -121,8 +126,9 @@ class Memories:
                 path.parent.mkdir(exist_ok=True)
             except OSError as error:
                 raise EdgewiseError(f"{path.parent}: cannot be written ({error.strerror})") from None
-            Checkpoint(self.kept[version].tensors(), {"version": version}).save(path)
+            Checkpoint(self.kept[version].tensors(), {"version": version}).save(path, lasting=False)
             self.filed.add(version)
+            self.loose.add(version)
 
     def _read(self, version: Version) -> Memory:
         path = self._file(version)

@@ -63,10 +63,15 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     note: dict[str, Any]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, lasting: bool = True) -> None:
+        """Atomically; `lasting` as for `files.write`."""
         note = json.dumps(self.note)
         metadata = {"note": note, "sha256": _sha256(note, self.tensors)}
-        write(path, save({name: tensor.cpu() for name, tensor in self.tensors.items()}, metadata=metadata))
+        write(
+            path,
+            save({name: tensor.cpu() for name, tensor in self.tensors.items()}, metadata=metadata),
+            lasting=lasting,
+        )
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

@@ -22,6 +22,7 @@ from edgewise.config import Config
 from edgewise.data import Dataset
 from edgewise.device import Memory
 from edgewise.errors import EdgewiseError
+from edgewise.files import MANY
 from edgewise.memories import Memories, Note
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
@@ -495,3 +496,36 @@ def test_a_run_whose_memory_is_lost_says_so(specks: Dataset, tmp_path: Path, dam
 def test_who_loses_nothing_makes_no_folder(specks: Dataset, tmp_path: Path) -> None:
     played(TINY, tmp_path, specks)
     assert not (tmp_path / records.MEMORIES).exists()
+
+
+# ---- what lasts ----
+
+
+@pytest.mark.parametrize("count", [1, MANY, MANY + 1, 3 * MANY])
+def test_every_file_that_a_note_names_lasts_before_it(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, opened = set[str](), dict[int, str]()
+    folder = tmp_path / "m"
+
+    def opening(path: Any, *rest: Any, real: Any = os.open, **more: Any) -> int:
+        descriptor: int = real(path, *rest, **more)
+        opened[descriptor] = str(path)
+        return descriptor
+
+    def everything() -> None:
+        lasting.update({str(folder)}, map(str, folder.iterdir()))
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: lasting.add(opened[descriptor]))
+    monkeypatch.setattr(os, "sync", everything)
+    memories = Memories(folder=folder, budget=2 * BYTES)  # the others are filed before they are saved
+    for step in (1, 2):
+        play(memories, step, list(range(count)))
+    for device in memories.save()["filed"]:
+        assert str(folder / f"{device}-2.safetensors") in lasting
+    assert str(folder) in lasting
+    play(memories, 3, [0])
+    lasting.clear()
+    memories.save()
+    assert lasting == {str(folder), str(folder / "0-3.safetensors")}
