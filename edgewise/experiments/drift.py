@@ -34,7 +34,7 @@ SCALES: dict[str, Flat] = {
     "paper": {"data": "cifar10", "width": 64, "batch": 32, "epochs": 100},
 }
 EVERY = {"demo": 50, "screen": 150, "laptop": 150, "paper": 150}  # K where nothing else is said
-STEPS = (1, 10, 50, 150, 500)  # K
+STEPS = (150, 50, 500, 10, 1)  # K; first what a plan that is cut off should have
 PAIRINGS = {"disjoint": "labels:2", "overlapping": "labels:2:overlap", "iid": "iid"}
 PLAIN, RECIPE = "fedavg", "steady"
 EVALUATIONS = 20  # a run
