@@ -57,7 +57,7 @@ class Courier:
         self.window: Window | None = None
         self.purpose = TRAIN
         self.owed: Callable[[int], int] = lambda held: 0  # see `begin`
-        self._disk = ThreadPoolExecutor(8, "disk")
+        self._disk = ThreadPoolExecutor(4, "disk")
         self._look = ThreadPoolExecutor(1, "screen")  # long updates one at a time, not all in memory at once
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: tuple[int, str] | None = None
