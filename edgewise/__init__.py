@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from edgewise.optimizers import SGD
     from edgewise.releases import Releases
     from edgewise.rounds import Round, run
-    from edgewise.schedules import Constant, Cosine, Plateau
+    from edgewise.schedules import Constant, Cosine, Plateau, Step
     from edgewise.trained import Trained
 
 _HOMES = {
@@ -105,7 +105,7 @@ _HOMES = {
     "edgewise.optimizers": ("SGD",),
     "edgewise.releases": ("Releases",),
     "edgewise.rounds": ("Round", "run"),
-    "edgewise.schedules": ("Constant", "Cosine", "Plateau"),
+    "edgewise.schedules": ("Constant", "Cosine", "Plateau", "Step"),
     "edgewise.trained": ("Trained",),
 }
 
@@ -157,6 +157,7 @@ __all__ = [
     "Round",
     "Scaffold",
     "SquaredError",
+    "Step",
     "SyncSGD",
     "Trained",
     "collect",

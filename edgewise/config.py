@@ -42,7 +42,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "diagnose": DIAGNOSES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
-SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
+SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay", "decay")
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,11 @@ class Config:
 
     def _check_loss(self) -> None:
         names = algorithms.losses(self.algorithm)
-        if names and not isinstance(self.objective, CrossEntropy):
+        if names and self.objective != CrossEntropy():
+            given = specs.text(OBJECTIVES, self.objective)
             raise EdgewiseError(
-                f"algorithm: {names[0]} is for classification; it takes the objective cross-entropy, "
-                f"not {specs.text(OBJECTIVES, self.objective)}"
+                f"algorithm: {names[0]} is for classification, with a loss of its own; it takes the "
+                f"objective cross-entropy without label smoothing, not {given}"
             )
 
     def _check_dgc(self, dgc: codecs.DGC) -> None:

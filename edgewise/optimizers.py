@@ -10,6 +10,8 @@ from torch import Tensor
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
 
+ALL, WEIGHTS = DECAYS = ("all", "weights")
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -19,6 +21,8 @@ class SGD:
 
     Fixup's scalars ("scalar" in the layout) learn at `lr * scalar_share`, which `lr_scale` (the growth of
     the learning rate with the batch) leaves alone: https://arxiv.org/abs/1901.09321 and its training code.
+    `decay`: what weight decay is for, "all" or "weights" (matrices and filters: not biases, norms' scales
+    and shifts, or Fixup's scalars: He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1).
     What a model holds frozen ("frozen" in the layout) stays as it is.
     """
 
@@ -28,8 +32,11 @@ class SGD:
     nesterov: bool = False
     lr_scale: float = 1.0
     scalar_share: float = 0.1
+    decay: str = ALL
 
     def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise EdgewiseError(f"sgd: decay is {self.decay!r}; one of: {', '.join(DECAYS)}")
         if not 0 <= self.scalar_share < float("inf"):
             raise EdgewiseError(f"sgd: scalar_share is {self.scalar_share:g}; legal: 0 or more")
 
@@ -40,7 +47,8 @@ class SGD:
     def step(self, params: Tensor, grads: Tensor, momentum: Tensor, factor: float, layout: Layout) -> None:
         """One step, in place. `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak."""
         if self.weight_decay:
-            grads.add_(params, alpha=self.weight_decay)
+            for stretch in self.decayed(layout):
+                grads[stretch].add_(params[stretch], alpha=self.weight_decay)
         direction = grads
         if self.momentum:
             momentum.mul_(self.momentum).add_(grads)
@@ -75,6 +83,12 @@ class SGD:
             if rate * reach:
                 torch.div(update[stretch], -rate * reach, out=gradient[stretch])
         return gradient
+
+    def decayed(self, layout: Layout) -> list[slice]:
+        """The stretches of the vector that weight decay is for."""
+        if self.decay == ALL:
+            return [slice(0, layout.count)]
+        return [stretch for kind, stretch in layout.segments if kind == "weight"]
 
     def rates(self, layout: Layout) -> list[tuple[slice, float]]:
         """Learning rate by stretch of the vector; neighbours at the same rate are one stretch."""

@@ -82,7 +82,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
     Setting("start", str, None, "model.safetensors to start from, in place of random weights"),
     Setting(
-        "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
+        "objective",
+        str,
+        "cross-entropy",
+        "cross-entropy[:SMOOTHING], squared-error[:TOLERANCE] or binary-cross-entropy",
     ),
     Setting(
         "algorithm",
@@ -105,13 +108,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("nesterov", bool, False, "Nesterov's momentum"),
     Setting("weight_decay", float, 5e-4, "weight decay", low=0),
     Setting(
+        "decay",
+        str,
+        "all",
+        "what weight decay is for: all, or weights (not biases, norms, Fixup's scalars)",
+        choices=("all", "weights"),
+    ),
+    Setting(
         "local_momentum",
         str,
         None,
         "a device's momentum between two rounds: reset, keep or average (reset)",
         choices=("reset", "keep", "average"),
     ),
-    Setting("schedule", str, "constant", "constant, plateau or cosine"),
+    Setting("schedule", str, "constant", "constant, plateau, cosine or step[:DROP:AT]"),
     Setting("warmup_epochs", float, 0.0, "epochs of linear warm-up", low=0),
     Setting("warmup_lr", float, None, "where the warm-up starts (else a tenth of lr * lr_scale)", low=0),
     Setting("epochs", float, None, "passes over each device's data (10 unless steps is given)", low=0),

@@ -31,6 +31,7 @@ from edgewise.algorithms import (
     FedProx,
     Scaffold,
     SyncSGD,
+    losses,
     momenta,
     reads_updates,
 )
@@ -58,9 +59,10 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import Dirichlet, Iid, Labels, Partition, Quantity
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, GroupWS, Norm
+from edgewise.objectives import CrossEntropy, Objective, SquaredError
 from edgewise.optimizers import SGD
 from edgewise.recipes import RECIPES
-from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule
+from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule, Step
 from edgewise.settings import SETTINGS
 
 # ---- there and back ----
@@ -84,6 +86,7 @@ schedules: st.SearchStrategy[Schedule] = st.one_of(
     st.just(Constant()),
     st.just(Cosine()),
     st.builds(Plateau, st.floats(0.01, 0.99), st.integers(0, 99), st.floats(0, 1)),
+    st.builds(Step, st.floats(0.01, 0.99), st.sampled_from(["0.5", "0.25,0.75", ".3,6e-1,0.80"])),
 )
 aggregators: st.SearchStrategy[Aggregator] = st.one_of(
     st.sampled_from([WeightedMean(), Median(), ClipMedian()]),
@@ -92,7 +95,16 @@ aggregators: st.SearchStrategy[Aggregator] = st.one_of(
     st.builds(MultiKrum, st.integers(0, 9), st.integers(0, 9)),
     st.builds(Clip, above_zero),
 )
-optimizers = st.builds(SGD, above_zero, amounts, amounts, st.booleans(), above_zero, st.floats(0, 1))
+optimizers = st.builds(
+    SGD,
+    above_zero,
+    amounts,
+    amounts,
+    st.booleans(),
+    above_zero,
+    st.floats(0, 1),
+    st.sampled_from(["all", "weights"]),
+)
 drifts = st.one_of(
     st.just(Scaffold()), st.builds(FedProx, amounts), st.builds(FedDyn, above_zero), st.builds(FedACG)
 )
@@ -138,17 +150,28 @@ lengths = st.one_of(
 
 
 def config_of(
-    length: dict[str, Any], codec: Codec, algorithm: Any, aggregate: Aggregator, **rest: Any
+    length: dict[str, Any],
+    codec: Codec,
+    algorithm: Any,
+    aggregate: Aggregator,
+    objective: Objective,
+    **rest: Any,
 ) -> Config:
     own, moved = inner(codec), algorithm.without_momentum()[1]
     nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
     clash = clash or (isinstance(own, DGC) and reads_updates(algorithm))
+    rest["objective"] = CrossEntropy() if losses(algorithm) else objective
     config = Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
     try:
         return replace(config, aggregate=aggregate)
     except EdgewiseError:  # the cohort is too small for it
         return config
+
+
+objectives: st.SearchStrategy[Objective] = st.one_of(
+    st.just(SquaredError(0.25)), st.builds(CrossEntropy, st.floats(0, 0.99))
+)
 
 
 configs = st.builds(
@@ -157,6 +180,7 @@ configs = st.builds(
     codecs_up,
     algorithms,
     aggregators,
+    objectives,
     codec_down=codecs_down,
     data=words,
     data_dir=st.none() | words,
@@ -348,8 +372,8 @@ def test_an_unknown_set_is_told_the_legal_ones(name: str) -> None:
     message = str(told.value)
     assert message.startswith(f"set: {name!r} is unknown; one of: ")
     assert message.split("one of: ")[1].split(", ") == [
-        *("algorithm.sync_every", "diagnose.share", "norm.groups", "sgd.lr", "sgd.lr_scale", "sgd.momentum"),
-        *("sgd.nesterov", "sgd.scalar_share", "sgd.weight_decay"),
+        *("algorithm.sync_every", "diagnose.share", "norm.groups", "objective.smoothing", "sgd.decay"),
+        *("sgd.lr", "sgd.lr_scale", "sgd.momentum", "sgd.nesterov", "sgd.scalar_share", "sgd.weight_decay"),
     ]
 
 
