@@ -71,6 +71,7 @@ class Config:
     codec: Codec = Raw()
     codec_down: Codec = Raw()
     cohort: float | None = None
+    ema: float = 0.0
     aggregate: Aggregator = WeightedMean()
     eval_every: int | None = None
     diagnose: Diagnose = Light()

@@ -65,6 +65,8 @@ NORMS = "batch, batch-sync, batch-local, batch-renorm, group[:8], layer, instanc
 
 ZOO = "timm:, torchvision:, transformers:NAME"
 
+MOST_EMA = 0.999999  # at 1 the mean would stay with the first round
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "data",
@@ -138,6 +140,14 @@ SETTINGS: tuple[Setting, ...] = (
         low=0,
     ),
     Setting("server_momentum", float, None, "the server's momentum (0; fedavgm: 0.9)", low=0),
+    Setting(
+        "ema",
+        float,
+        0.0,
+        "evaluate and save an exponential mean of the state over rounds, of this decay (0: the state)",
+        low=0,
+        high=MOST_EMA,
+    ),
     Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0

@@ -63,7 +63,7 @@ from edgewise.objectives import CrossEntropy, Objective, SquaredError
 from edgewise.optimizers import SGD
 from edgewise.recipes import RECIPES
 from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule, Step
-from edgewise.settings import SETTINGS
+from edgewise.settings import MOST_EMA, SETTINGS
 
 # ---- there and back ----
 
@@ -194,6 +194,7 @@ configs = st.builds(
     warmup_epochs=amounts,
     warmup_lr=st.none() | amounts,
     augment=st.none() | st.builds(Augment, st.integers(0, 9), st.booleans(), st.integers(0, 9)),
+    ema=st.floats(0, MOST_EMA),
     cohort=st.none() | st.floats(0.02, 0.99) | st.integers(1, 40).map(float),
     eval_every=st.none() | st.integers(0, 10**9),
     fused=st.sampled_from(["auto", "on", "off"]),

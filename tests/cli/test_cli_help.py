@@ -104,7 +104,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
             "warmup_lr": 0.125,
         },
         **{"steps": 3, "augment": "crop:2", "cohort": 0.6, "server_lr": 0.5, "server_momentum": 0.25},
-        **{"aggregate": "trimmed:0.4", "local_momentum": "keep"},
+        **{"aggregate": "trimmed:0.4", "local_momentum": "keep", "ema": 0.5},
         **{
             "eval_every": 0,
             "fused": "off",
