@@ -42,7 +42,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "diagnose": DIAGNOSES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
-SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay", "decay")
+SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay", "decay", "agc")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,11 @@ class Config:
         if self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
             raise EdgewiseError(
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
+            )
+        if self.algorithm.sends_gradients and self.algorithm.sgd.agc:
+            raise EdgewiseError(
+                "codec: dgc sends what gradients came to over several steps, which agc cannot hold to the "
+                "bounds of one; take another codec, such as topk, or leave agc out"
             )
         _, moved = self.algorithm.without_momentum()
         if readers := algorithms.reads_updates(self.algorithm):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgewise.clipping import FLOOR, clip_units
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
 
@@ -23,6 +24,7 @@ class SGD:
     the learning rate with the batch) leaves alone: https://arxiv.org/abs/1901.09321 and its training code.
     `decay`: what weight decay is for, "all" or "weights" (matrices and filters: not biases, norms' scales
     and shifts, or Fixup's scalars: He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1).
+    `agc`: where it is above 0, gradients are first clipped to that share of their weights (`clipping.py`).
     What a model holds frozen ("frozen" in the layout) stays as it is.
     """
 
@@ -33,6 +35,8 @@ class SGD:
     lr_scale: float = 1.0
     scalar_share: float = 0.1
     decay: str = ALL
+    agc: float = 0.0
+    agc_floor: float = FLOOR
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
@@ -40,12 +44,19 @@ class SGD:
         if not 0 <= self.scalar_share < float("inf"):
             raise EdgewiseError(f"sgd: scalar_share is {self.scalar_share:g}; legal: 0 or more")
 
+        if not 0 <= self.agc < float("inf"):
+            raise EdgewiseError(f"sgd: agc is {self.agc:g}; legal: 0 or more")
+        if not 0 < self.agc_floor < float("inf"):
+            raise EdgewiseError(f"sgd: agc_floor is {self.agc_floor:g}; legal: above 0")
+
     def start(self, params: Tensor) -> Tensor:
         """The momentum (P,) before the first step; empty when there is none to keep."""
         return torch.zeros_like(params) if self.momentum else params.new_zeros(0)
 
     def step(self, params: Tensor, grads: Tensor, momentum: Tensor, factor: float, layout: Layout) -> None:
         """One step, in place. `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak."""
+        if self.agc:
+            clip_units(params, grads, layout, self.agc, self.agc_floor)
         if self.weight_decay:
             for stretch in self.decayed(layout):
                 grads[stretch].add_(params[stretch], alpha=self.weight_decay)

@@ -117,6 +117,13 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("all", "weights"),
     ),
     Setting(
+        "agc",
+        float,
+        0.0,
+        "adaptive gradient clipping: how long a unit's gradient may be, in lengths of its weights (0: any)",
+        low=0,
+    ),
+    Setting(
         "local_momentum",
         str,
         None,

@@ -104,6 +104,8 @@ optimizers = st.builds(
     above_zero,
     st.floats(0, 1),
     st.sampled_from(["all", "weights"]),
+    st.sampled_from([0.0, 0.01]),
+    above_zero,
 )
 drifts = st.one_of(
     st.just(Scaffold()), st.builds(FedProx, amounts), st.builds(FedDyn, above_zero), st.builds(FedACG)
@@ -158,7 +160,7 @@ def config_of(
     **rest: Any,
 ) -> Config:
     own, moved = inner(codec), algorithm.without_momentum()[1]
-    nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
+    nesterov = algorithm.sends_gradients and (algorithm.sgd.nesterov or algorithm.sgd.agc)
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
     clash = clash or (isinstance(own, DGC) and reads_updates(algorithm))
     rest["objective"] = CrossEntropy() if losses(algorithm) else objective
@@ -290,6 +292,7 @@ def test_set_reaches_into_codecs(tmp_path: Path) -> None:
             {"codec": "dgc:zstd", "nesterov": True},
             "^codec: dgc moves plain momentum to the devices, not",
         ),
+        ({"codec": "dgc", "agc": 0.01}, "^codec: dgc sends what gradients came to over several steps"),
         ({"codec": "none:nofeedback"}, "^codec: 'none:nofeedback': none has no feedback around it"),
         ({"codec": "dgc:nofeedback"}, "^codec: 'dgc:nofeedback': dgc has no feedback around it"),
         ({"codec_down": "none:zstd:nofeedback"}, "^codec_down: .*: none has no feedback"),
@@ -373,8 +376,17 @@ def test_an_unknown_set_is_told_the_legal_ones(name: str) -> None:
     message = str(told.value)
     assert message.startswith(f"set: {name!r} is unknown; one of: ")
     assert message.split("one of: ")[1].split(", ") == [
-        *("algorithm.sync_every", "diagnose.share", "norm.groups", "objective.smoothing", "sgd.decay"),
-        *("sgd.lr", "sgd.lr_scale", "sgd.momentum", "sgd.nesterov", "sgd.scalar_share", "sgd.weight_decay"),
+        *("algorithm.sync_every", "diagnose.share", "norm.groups", "objective.smoothing", "sgd.agc"),
+        *(
+            "sgd.agc_floor",
+            "sgd.decay",
+            "sgd.lr",
+            "sgd.lr_scale",
+            "sgd.momentum",
+            "sgd.nesterov",
+            "sgd.scalar_share",
+            "sgd.weight_decay",
+        ),
     ]
 
 

@@ -99,6 +99,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         **{
             "weight_decay": 0.25,
             "decay": "weights",
+            "agc": 0.125,
             "schedule": "plateau:0.5",
             "warmup_epochs": 0.25,
             "warmup_lr": 0.125,
