@@ -112,6 +112,15 @@ class Config:
 
     def _check_loss(self) -> None:
         names = algorithms.losses(self.algorithm)
+        if names and self.augment is not None and self.augment.mixup:
+            raise EdgewiseError(
+                f"augment: mixup gives an example shares of two classes, and {names[0]} is for one class "
+                "each; take one of them"
+            )
+        if self.augment is not None and self.augment.mixup and self.batch < 2:
+            raise EdgewiseError(
+                "augment: mixup mixes the examples of a device's batch; batch must be 2 or more"
+            )
         if names and self.objective != CrossEntropy():
             given = specs.text(OBJECTIVES, self.objective)
             raise EdgewiseError(

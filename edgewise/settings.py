@@ -135,7 +135,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("warmup_lr", float, None, "where the warm-up starts (else a tenth of lr * lr_scale)", low=0),
     Setting("epochs", float, None, "passes over each device's data (10 unless steps is given)", low=0),
     Setting("steps", int, None, "local steps of one device, in place of epochs", low=1),
-    Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, or several with commas"),
+    Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, mixup:0.2, or several with commas"),
     Setting("codec", str, "none", f"what devices send: {CODECS}"),
     Setting("codec_down", str, "none", "what they are sent: the difference to what they hold, as codec"),
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),

@@ -163,6 +163,8 @@ def config_of(
     nesterov = algorithm.sends_gradients and (algorithm.sgd.nesterov or algorithm.sgd.agc)
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
     clash = clash or (isinstance(own, DGC) and reads_updates(algorithm))
+    mixes = not losses(algorithm) and rest["batch"] > 1
+    rest["augment"] = rest["augment"] and replace(rest["augment"], mixup=mixes * rest["augment"].mixup)
     rest["objective"] = CrossEntropy() if losses(algorithm) else objective
     config = Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
     try:
@@ -195,7 +197,8 @@ configs = st.builds(
     schedule=schedules,
     warmup_epochs=amounts,
     warmup_lr=st.none() | amounts,
-    augment=st.none() | st.builds(Augment, st.integers(0, 9), st.booleans(), st.integers(0, 9)),
+    augment=st.none()
+    | st.builds(Augment, st.integers(0, 9), st.booleans(), st.integers(0, 9), st.floats(0, 9)),
     ema=st.floats(0, MOST_EMA),
     cohort=st.none() | st.floats(0.02, 0.99) | st.integers(1, 40).map(float),
     eval_every=st.none() | st.integers(0, 10**9),

@@ -168,6 +168,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "agc": {"sgd": SGD(0.5, agc=0.001)},
     "decay": {"sgd": SGD(0.05, weight_decay=0.1, decay="weights")},
     "smoothing": {"objective": CrossEntropy(0.1)},
+    "mixup": {"augment": Augment(crop=1, flip=True, mixup=0.4), "objective": CrossEntropy(0.1)},
     "ema": {"ema": 0.5},
 }
 

@@ -52,6 +52,15 @@ def test_a_smoothing_that_makes_no_sense_is_refused(smoothing: float) -> None:
         Config.of({"algorithm": "fedntd", "objective": "cross-entropy:0.1"})
 
 
+def test_mixup_needs_a_loss_that_takes_shares_and_someone_to_mix_with() -> None:
+    with pytest.raises(
+        EdgewiseError, match=r"^augment: mixup gives an example shares of two classes, and fedlmd"
+    ):
+        Config.of({"algorithm": "fedlmd", "augment": "mixup:0.2"})
+    with pytest.raises(EdgewiseError, match=r"^augment: mixup mixes the examples of a device's batch"):
+        Config.of({"batch": 1, "augment": "mixup:0.2"})
+
+
 def test_one_number_an_example_may_be_flat() -> None:
     assert SquaredError().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0])).tolist() == [1, 0]
 
