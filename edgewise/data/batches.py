@@ -53,9 +53,9 @@ class Augment:
 
     `crop`: pixels of zero padding before a crop back to size. `flip`: mirror left to right half of the time.
     `cutout`: side of the square set to the mean (DeVries & Taylor 2017, "Improved Regularization of
-    Convolutional Neural Networks with Cutout"). `mixup`: the alpha of Beta(alpha, alpha), from which the share is
-    drawn in which each example of a device's batch is mixed with another of it, truth and all (Zhang et al.
-    2018, "mixup: Beyond Empirical Risk Minimization", arXiv 1710.09412).
+    Convolutional Neural Networks with Cutout"). `mixup`: the alpha of Beta(alpha, alpha), from which the
+    share is drawn in which each example of a device's batch is mixed with another of it, truth and all (Zhang
+    et al. 2018, "mixup: Beyond Empirical Risk Minimization", arXiv 1710.09412).
     """
 
     crop: int = 0
@@ -160,8 +160,8 @@ def draw(augment: Augment, seed: int, device: int, step: int, size: int, shape: 
 def symmetric_beta(alpha: float, radius: float, angle: float) -> float:
     """A number of Beta(alpha, alpha) from two uniform ones, 0 <= radius, angle < 1, whatever alpha is.
 
-    With t of Student's distribution of n = 2 alpha degrees of freedom it is t / sqrt(n + t^2), on -1 .. 1. t is
-    drawn in polar form: Bailey 1994, "Polar Generation of Random Variates with the t-Distribution",
+    With t of Student's distribution of n = 2 alpha degrees of freedom it is t / sqrt(n + t^2), on -1 .. 1. t
+    is drawn in polar form: Bailey 1994, "Polar Generation of Random Variates with the t-Distribution",
     Mathematics of Computation 62.
     """
     way, cosine = radius ** (1 / alpha), math.cos(2 * math.pi * angle)
