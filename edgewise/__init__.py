@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edgewise.models.heads import Etf, FeatureNorm
     from edgewise.models.norms import (
         Batch,
+        BatchFrozen,
         BatchLocal,
         BatchRenorm,
         BatchSync,
@@ -92,6 +93,7 @@ _HOMES = {
     "edgewise.models.heads": ("Etf", "FeatureNorm"),
     "edgewise.models.norms": (
         "Batch",
+        "BatchFrozen",
         "BatchLocal",
         "BatchRenorm",
         "BatchSync",
@@ -113,6 +115,7 @@ __all__ = [
     "SAM",
     "SGD",
     "Batch",
+    "BatchFrozen",
     "BatchLocal",
     "BatchRenorm",
     "BatchSync",

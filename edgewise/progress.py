@@ -14,6 +14,7 @@ from edgewise.device import Task
 from edgewise.engines import Engine
 from edgewise.errors import EdgewiseError
 from edgewise.memories import Note
+from edgewise.models.norms import BatchFrozen
 from edgewise.reconcile import agree
 from edgewise.records import Checkpoint
 from edgewise.vector import State
@@ -68,10 +69,16 @@ class Progress:
         """Steps that each device has taken, or been asked for, up to here."""
         return min(self.round * parts.config.algorithm.sync_every, parts.steps)
 
+    def frozen(self, parts: Parts) -> bool:
+        """Whether the statistics of batch norms are fixed in the next round."""
+        norm = parts.config.norm
+        return isinstance(norm, BatchFrozen) and self.done(parts) >= norm.after * parts.steps
+
     def task(self, parts: Parts) -> Task:
         """What the devices of the next round are asked; the way down begins it."""
         algorithm, done, number = parts.terms.algorithm, self.done(parts), self.round + 1
         steps = min(algorithm.sync_every, parts.steps - done)
+        self.server.state.buffers[parts.model.layout.switches] = float(self.frozen(parts))
         factor = parts.schedule.factor(done / parts.steps, self.note or {})
         state = self.way.announce(number, algorithm.offer(self.server))
         return Task(number, steps, factor, state, self.way, algorithm.guide(self.server))

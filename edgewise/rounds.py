@@ -262,11 +262,14 @@ def _gather(
 
 
 def _step(parts: Parts, progress: Progress, combined: Combined) -> None:
-    """The server's step. What is the devices' own stays as it was: no weight decay, no rounding of a mean."""
+    """The server's step. What is the devices' own, or fixed, stays: no decay, no rounding of a mean."""
     layout = parts.model.layout
-    local = progress.server.state.local(layout)
+    local, fixed = progress.server.state.local(layout), progress.frozen(parts)
+    buffers = progress.server.state.buffers
     progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.server.state.settle(layout, local)
+    if fixed:
+        progress.server.state.buffers.copy_(buffers)
 
 
 def _evaluated(

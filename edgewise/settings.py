@@ -61,7 +61,9 @@ ADDED = (
     "fedlc:1, fedrs:0.5, fedntd:1, fedlmd:1, sam:0.05, centralise, clip:10"
 )
 
-NORMS = "batch, batch-sync, batch-local, batch-renorm, group[:8], layer, instance, group-ws"
+NORMS = (
+    "batch, batch-sync, batch-local, batch-renorm, batch-frozen[:0.5], group[:8], layer, instance, group-ws"
+)
 
 ZOO = "timm:, torchvision:, transformers:NAME"
 

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from edgewise.models.kinds import LOCAL, buffer_kinds, kinds
+from edgewise.models.kinds import LOCAL, SWITCH, buffer_kinds, kinds
 from edgewise.models.outputs import logits
 
 NOWHERE = slice(0, 0)
@@ -109,6 +109,11 @@ class Layout:
     def local_buffers(self) -> slice:
         """The same of buffers."""
         return dict(_segments(self.buffers)).get(LOCAL, NOWHERE)
+
+    @cached_property
+    def switches(self) -> slice:
+        """The stretch of buffers that the coordinator sets to 0 or 1; an empty one where there are none."""
+        return dict(_segments(self.buffers)).get(SWITCH, NOWHERE)
 
     @property
     def personal(self) -> bool:

@@ -23,7 +23,7 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import Labels
 from edgewise.diagnosis import Full
 from edgewise.errors import EdgewiseError
-from edgewise.models.norms import Batch, BatchLocal
+from edgewise.models.norms import Batch, BatchFrozen, BatchLocal
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
 from edgewise.rounds import run
@@ -46,6 +46,7 @@ WAYS = {
     "watched": replace(
         TINY, algorithm=FedAvg(sync_every=2), partition=Labels(3), diagnose=Full(3), eval_every=1
     ),
+    "frozen statistics": replace(TINY, norm=BatchFrozen(0.3), algorithm=FedAvg(sync_every=2), steps=8),
     "mixup": replace(TINY, augment=Augment(crop=1, mixup=0.4), algorithm=FedAvg(sync_every=2)),
     "ema": replace(TINY, norm=Batch(), ema=0.9, schedule=Step(0.5, "0.4"), eval_every=1),
     "down": replace(TINY, codec_down=RandomK(0.1), cohort=0.5, steps=8),
