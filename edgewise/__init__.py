@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edgewise.models.heads import Etf, FeatureNorm
     from edgewise.models.norms import (
         Batch,
+        BatchFrozen,
         BatchLocal,
         BatchRenorm,
         BatchSync,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from edgewise.optimizers import SGD
     from edgewise.releases import Releases
     from edgewise.rounds import Round, run
-    from edgewise.schedules import Constant, Cosine, Plateau
+    from edgewise.schedules import Constant, Cosine, Plateau, Step
     from edgewise.trained import Trained
 
 _HOMES = {
@@ -92,6 +93,7 @@ _HOMES = {
     "edgewise.models.heads": ("Etf", "FeatureNorm"),
     "edgewise.models.norms": (
         "Batch",
+        "BatchFrozen",
         "BatchLocal",
         "BatchRenorm",
         "BatchSync",
@@ -105,7 +107,7 @@ _HOMES = {
     "edgewise.optimizers": ("SGD",),
     "edgewise.releases": ("Releases",),
     "edgewise.rounds": ("Round", "run"),
-    "edgewise.schedules": ("Constant", "Cosine", "Plateau"),
+    "edgewise.schedules": ("Constant", "Cosine", "Plateau", "Step"),
     "edgewise.trained": ("Trained",),
 }
 
@@ -113,6 +115,7 @@ __all__ = [
     "SAM",
     "SGD",
     "Batch",
+    "BatchFrozen",
     "BatchLocal",
     "BatchRenorm",
     "BatchSync",
@@ -157,6 +160,7 @@ __all__ = [
     "Round",
     "Scaffold",
     "SquaredError",
+    "Step",
     "SyncSGD",
     "Trained",
     "collect",

@@ -247,6 +247,11 @@ def _check_personal(config: Config, layout: Layout) -> None:
             f"norm: batch-local is a batch norm, of which the model {config.model} has none; "
             "take one that is made with the norm, such as resnet18, or --convert"
         )
+    if layout.personal and config.ema:
+        raise EdgewiseError(
+            "ema: every device has norms of its own (batch-local), which fit the state that it trains and "
+            "not a mean over rounds; leave it out, or take another norm"
+        )
     if layout.personal and config.algorithm.sends_gradients and isinstance(codecs.inner(config.codec), DGC):
         raise EdgewiseError(
             "codec: dgc takes the momentum of sync-sgd into what is sent, which batch-local's norms are no "

@@ -42,7 +42,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "diagnose": DIAGNOSES,
 }
 CODED = ("codec", "codec_down")  # parsed by codecs.parse, which puts feedback around them
-SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay")
+SGD_SETTINGS = ("lr", "lr_scale", "momentum", "nesterov", "weight_decay", "decay", "agc")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Config:
     codec: Codec = Raw()
     codec_down: Codec = Raw()
     cohort: float | None = None
+    ema: float = 0.0
     aggregate: Aggregator = WeightedMean()
     eval_every: int | None = None
     diagnose: Diagnose = Light()
@@ -111,16 +112,31 @@ class Config:
 
     def _check_loss(self) -> None:
         names = algorithms.losses(self.algorithm)
-        if names and not isinstance(self.objective, CrossEntropy):
+        if names and self.augment is not None and self.augment.mixup:
             raise EdgewiseError(
-                f"algorithm: {names[0]} is for classification; it takes the objective cross-entropy, "
-                f"not {specs.text(OBJECTIVES, self.objective)}"
+                f"augment: mixup gives an example shares of two classes, and {names[0]} is for one class "
+                "each; take one of them"
+            )
+        if self.augment is not None and self.augment.mixup and self.batch < 2:
+            raise EdgewiseError(
+                "augment: mixup mixes the examples of a device's batch; batch must be 2 or more"
+            )
+        if names and self.objective != CrossEntropy():
+            given = specs.text(OBJECTIVES, self.objective)
+            raise EdgewiseError(
+                f"algorithm: {names[0]} is for classification, with a loss of its own; it takes the "
+                f"objective cross-entropy without label smoothing, not {given}"
             )
 
     def _check_dgc(self, dgc: codecs.DGC) -> None:
         if self.algorithm.sends_gradients and self.algorithm.sgd.nesterov:
             raise EdgewiseError(
                 "codec: dgc moves plain momentum to the devices, not Nesterov's; leave nesterov off"
+            )
+        if self.algorithm.sends_gradients and self.algorithm.sgd.agc:
+            raise EdgewiseError(
+                "codec: dgc sends what gradients came to over several steps, which agc cannot hold to the "
+                "bounds of one; take another codec, such as topk, or leave agc out"
             )
         _, moved = self.algorithm.without_momentum()
         if readers := algorithms.reads_updates(self.algorithm):

@@ -21,7 +21,8 @@ def measured(parts: Parts, progress: Progress, engine: Engine, task: Task, watch
     result = _evaluation(parts, progress, engine, task)
     progress.note = parts.schedule.observe(progress.note or {}, result.accuracy)
     probe = _probed(parts, progress, engine, watch)
-    return {**_measured(result), **_remembered(progress, result), "probe": probe}
+    averaged = {} if progress.ema is None else {"evaluated": "ema"}
+    return {**averaged, **_measured(result), **_remembered(progress, result), "probe": probe}
 
 
 def _evaluation(parts: Parts, progress: Progress, engine: Engine, task: Task) -> Evaluation:
@@ -31,10 +32,10 @@ def _evaluation(parts: Parts, progress: Progress, engine: Engine, task: Task) ->
     """
     personal = parts.model.layout.personal
     if parts.dataset is not None and parts.feed is not None and not personal:
-        parts.model.write(progress.server.state)
+        parts.model.write(progress.model)
         classes, objective = len(parts.classes), parts.terms.objective
         return evaluate(parts.model, parts.dataset.test, parts.feed, classes, objective)
-    result = engine.evaluate(replace(task, state=progress.server.state))
+    result = engine.evaluate(replace(task, state=progress.model))
     if result is None and personal:
         raise EdgewiseError(
             f"round {task.round}: norm: batch-local is evaluated on devices, and none has test examples"

@@ -1,7 +1,8 @@
 """What a model is trained for: the losses of a batch, and how right each answer is.
 
-An objective is called as local training calls it, `objective(model, x, y)`, and is asked for the same
-losses, and for scores, where a model is evaluated. What is reported as accuracy is the mean score, 0..1.
+An objective is called as local training calls it, `objective(model, x, y)`; where a model is evaluated it is
+asked for losses, without what only training adds (label smoothing), and for scores. What is reported as
+accuracy is the mean score, 0..1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Objective(Protocol):
         ...
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """One loss per example, (N,), of outputs (N, outputs) held to y."""
+        """One loss per example, (N,), of outputs (N, outputs) held to y, as evaluation reports it."""
         ...
 
     def scores(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -38,10 +39,23 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Classification: one class an example. Score: whether the largest logit is the right one's."""
+    """Classification: one class an example. Score: whether the largest logit is the right one's.
+
+    `smoothing`: the share of each label that training spreads over all classes evenly, the right one among
+    them (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567). In training y is (N,) classes, or (N, C)
+    shares of them.
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise EdgewiseError(
+                f"objective: cross-entropy:{self.smoothing:g}; legal: a label smoothing from 0, below 1"
+            )
 
     def __call__(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
-        return self.losses(model(x), y)
+        return F.cross_entropy(model(x), y, reduction="none", label_smoothing=self.smoothing)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs, y, reduction="none")

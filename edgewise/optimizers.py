@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgewise.clipping import FLOOR, clip_units
 from edgewise.errors import EdgewiseError
 from edgewise.vector import Layout
+
+ALL, WEIGHTS = DECAYS = ("all", "weights")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class SGD:
 
     Fixup's scalars ("scalar" in the layout) learn at `lr * scalar_share`, which `lr_scale` (the growth of
     the learning rate with the batch) leaves alone: https://arxiv.org/abs/1901.09321 and its training code.
+    `decay`: what weight decay is for, "all" or "weights" (matrices and filters: not biases, norms' scales
+    and shifts, or Fixup's scalars: He et al. 2019, https://arxiv.org/abs/1812.01187, section 3.1).
+    `agc`: where it is above 0, gradients are first clipped to that share of their weights (`clipping.py`).
     What a model holds frozen ("frozen" in the layout) stays as it is.
     """
 
@@ -28,10 +34,20 @@ class SGD:
     nesterov: bool = False
     lr_scale: float = 1.0
     scalar_share: float = 0.1
+    decay: str = ALL
+    agc: float = 0.0
+    agc_floor: float = FLOOR
 
     def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise EdgewiseError(f"sgd: decay is {self.decay!r}; one of: {', '.join(DECAYS)}")
         if not 0 <= self.scalar_share < float("inf"):
             raise EdgewiseError(f"sgd: scalar_share is {self.scalar_share:g}; legal: 0 or more")
+
+        if not 0 <= self.agc < float("inf"):
+            raise EdgewiseError(f"sgd: agc is {self.agc:g}; legal: 0 or more")
+        if not 0 < self.agc_floor < float("inf"):
+            raise EdgewiseError(f"sgd: agc_floor is {self.agc_floor:g}; legal: above 0")
 
     def start(self, params: Tensor) -> Tensor:
         """The momentum (P,) before the first step; empty when there is none to keep."""
@@ -39,8 +55,11 @@ class SGD:
 
     def step(self, params: Tensor, grads: Tensor, momentum: Tensor, factor: float, layout: Layout) -> None:
         """One step, in place. `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak."""
+        if self.agc:
+            clip_units(params, grads, layout, self.agc, self.agc_floor)
         if self.weight_decay:
-            grads.add_(params, alpha=self.weight_decay)
+            for stretch in self.decayed(layout):
+                grads[stretch].add_(params[stretch], alpha=self.weight_decay)
         direction = grads
         if self.momentum:
             momentum.mul_(self.momentum).add_(grads)
@@ -75,6 +94,12 @@ class SGD:
             if rate * reach:
                 torch.div(update[stretch], -rate * reach, out=gradient[stretch])
         return gradient
+
+    def decayed(self, layout: Layout) -> list[slice]:
+        """The stretches of the vector that weight decay is for."""
+        if self.decay == ALL:
+            return [slice(0, layout.count)]
+        return [stretch for kind, stretch in layout.segments if kind == "weight"]
 
     def rates(self, layout: Layout) -> list[tuple[slice, float]]:
         """Learning rate by stretch of the vector; neighbours at the same rate are one stretch."""

@@ -78,6 +78,7 @@ class Round:
     bytes_down_each: int | list[int]
     seconds: float
     missing: list[int] | None = None  # devices that were asked and are not in the round's mean
+    evaluated: str | None = None  # what accuracy is of, where it is not the state after the round
     accuracy: float | None = None
     loss: float | None = None
     per_class: tuple[float | None, ...] | None = None
@@ -198,7 +199,7 @@ def _play(
         except GeneratorExit:
             _commit(parts, engine, progress, book)
             raise
-    finish(parts, progress.server.state, book.folder)
+    finish(parts, progress.model, book.folder)
 
 
 def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
@@ -217,6 +218,7 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     share = min(1.0, len(got.devices) / config.devices)
     _step(parts, progress, Combined(mean, task.factor, got.steps, share))
     progress.round = number
+    progress.average(config.ema)
     progress.examples += got.examples
     progress.way.deliver(asked)
     engine.memories.commit(got.devices)
@@ -260,11 +262,14 @@ def _gather(
 
 
 def _step(parts: Parts, progress: Progress, combined: Combined) -> None:
-    """The server's step. What is the devices' own stays as it was: no weight decay, no rounding of a mean."""
+    """The server's step. What is the devices' own, or fixed, stays: no decay, no rounding of a mean."""
     layout = parts.model.layout
-    local = progress.server.state.local(layout)
+    local, fixed = progress.server.state.local(layout), progress.frozen(parts)
+    buffers = progress.server.state.buffers
     progress.server = parts.terms.algorithm.step(progress.server, combined, layout)
     progress.server.state.settle(layout, local)
+    if fixed:
+        progress.server.state.buffers.copy_(buffers)
 
 
 def _evaluated(
@@ -298,8 +303,8 @@ def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -
 
 
 def _check_state(progress: Progress) -> None:
-    state = progress.server.state
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (state.params, state.buffers)):
+    states = [state for state in (progress.server.state, progress.ema) if state is not None]
+    if not all(bool(torch.isfinite(t).all()) for state in states for t in (state.params, state.buffers)):
         raise EdgewiseError(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
 
 

@@ -61,9 +61,13 @@ ADDED = (
     "fedlc:1, fedrs:0.5, fedntd:1, fedlmd:1, sam:0.05, centralise, clip:10"
 )
 
-NORMS = "batch, batch-sync, batch-local, batch-renorm, group[:8], layer, instance, group-ws"
+NORMS = (
+    "batch, batch-sync, batch-local, batch-renorm, batch-frozen[:0.5], group[:8], layer, instance, group-ws"
+)
 
 ZOO = "timm:, torchvision:, transformers:NAME"
+
+MOST_EMA = 0.999999  # at 1 the mean would stay with the first round
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -82,7 +86,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("convert", bool, False, "put the norm in place of the batch norms of a model that has its own"),
     Setting("start", str, None, "model.safetensors to start from, in place of random weights"),
     Setting(
-        "objective", str, "cross-entropy", "cross-entropy, squared-error[:TOLERANCE] or binary-cross-entropy"
+        "objective",
+        str,
+        "cross-entropy",
+        "cross-entropy[:SMOOTHING], squared-error[:TOLERANCE] or binary-cross-entropy",
     ),
     Setting(
         "algorithm",
@@ -105,18 +112,32 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("nesterov", bool, False, "Nesterov's momentum"),
     Setting("weight_decay", float, 5e-4, "weight decay", low=0),
     Setting(
+        "decay",
+        str,
+        "all",
+        "what weight decay is for: all, or weights (not biases, norms, Fixup's scalars)",
+        choices=("all", "weights"),
+    ),
+    Setting(
+        "agc",
+        float,
+        0.0,
+        "adaptive gradient clipping: how long a unit's gradient may be, in lengths of its weights (0: any)",
+        low=0,
+    ),
+    Setting(
         "local_momentum",
         str,
         None,
         "a device's momentum between two rounds: reset, keep or average (reset)",
         choices=("reset", "keep", "average"),
     ),
-    Setting("schedule", str, "constant", "constant, plateau or cosine"),
+    Setting("schedule", str, "constant", "constant, plateau, cosine or step[:DROP:AT]"),
     Setting("warmup_epochs", float, 0.0, "epochs of linear warm-up", low=0),
     Setting("warmup_lr", float, None, "where the warm-up starts (else a tenth of lr * lr_scale)", low=0),
     Setting("epochs", float, None, "passes over each device's data (10 unless steps is given)", low=0),
     Setting("steps", int, None, "local steps of one device, in place of epochs", low=1),
-    Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, or several with commas"),
+    Setting("augment", str, "auto", "auto, none, crop, flip, cutout:16, mixup:0.2, or several with commas"),
     Setting("codec", str, "none", f"what devices send: {CODECS}"),
     Setting("codec_down", str, "none", "what they are sent: the difference to what they hold, as codec"),
     Setting("cohort", float, None, "devices asked a round: a number, or a fraction such as 0.1", low=0),
@@ -128,6 +149,14 @@ SETTINGS: tuple[Setting, ...] = (
         low=0,
     ),
     Setting("server_momentum", float, None, "the server's momentum (0; fedavgm: 0.9)", low=0),
+    Setting(
+        "ema",
+        float,
+        0.0,
+        "evaluate and save an exponential mean of the state over rounds, of this decay (0: the state)",
+        low=0,
+        high=MOST_EMA,
+    ),
     Setting("aggregate", str, "mean", f"how the coordinator combines updates: {RULES}"),
     Setting(
         "eval_every", int, None, "rounds between evaluations; 0: at the end only (about 20 a run)", low=0

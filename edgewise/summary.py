@@ -40,6 +40,7 @@ def summarise(rows: Sequence[dict[str, Any]], parts: Parts) -> dict[str, Any]:
         "last10_accuracy": sum(tail) / len(tail),
         "per_class": last["per_class"],
         "per_device": _per_device(last, parts),
+        **({"evaluated": last["evaluated"]} if "evaluated" in last else {}),
         **({"worst_device": last["worst_device"]} if "worst_device" in last else {}),
         "steps": last["step"],
         "rounds": last["round"],

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from edgewise.models.kinds import LOCAL, buffer_kinds, kinds
+from edgewise.models.kinds import LOCAL, SWITCH, buffer_kinds, kinds
 from edgewise.models.outputs import logits
 
 NOWHERE = slice(0, 0)
@@ -37,18 +37,25 @@ class Entry:
     def stop(self) -> int:
         return self.start + torch.Size(self.shape).numel()
 
+    @property
+    def owner(self) -> str:
+        """The name of the module that has it."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class Layout:
     """Where every parameter and buffer lies. Both are ordered by kind, then as the model defines them, so
 
     that what differs by kind (a tenth of the learning rate on Fixup's scalars) are contiguous segments.
-    `fingerprint` stands for what shapes do not show (group counts, eps).
+    `fingerprint` stands for what shapes do not show (group counts, eps), `head` is the name of the last
+    layer: of the module that defines the last matrix or filters; None where there are none.
     """
 
     params: tuple[Entry, ...]
     buffers: tuple[Entry, ...]
     fingerprint: str = ""
+    head: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, fingerprint: str = "") -> Layout:
@@ -56,6 +63,7 @@ class Layout:
         kind = kinds(model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         ordered = sorted(shapes, key=lambda name: kind[name])  # stable: the model's order within a kind
+        matrices = [name for name, shape in shapes.items() if len(shape) > 1]
         own = buffer_kinds(model)
         floating = {name: tuple(b.shape) for name, b in model.named_buffers() if b.is_floating_point()}
         return cls(
@@ -64,6 +72,7 @@ class Layout:
                 [(name, floating[name], own[name]) for name in sorted(floating, key=lambda name: own[name])]
             ),
             fingerprint,
+            matrices[-1].rpartition(".")[0] if matrices else None,
         )
 
     @classmethod
@@ -100,6 +109,11 @@ class Layout:
     def local_buffers(self) -> slice:
         """The same of buffers."""
         return dict(_segments(self.buffers)).get(LOCAL, NOWHERE)
+
+    @cached_property
+    def switches(self) -> slice:
+        """The stretch of buffers that the coordinator sets to 0 or 1; an empty one where there are none."""
+        return dict(_segments(self.buffers)).get(SWITCH, NOWHERE)
 
     @property
     def personal(self) -> bool:

@@ -27,6 +27,7 @@ STAGES = """
     data models vector conversion weights
     objectives
     diagnosis
+    clipping
     optimizers schedules
     local codecs aggregators
     algorithms

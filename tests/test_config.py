@@ -31,6 +31,7 @@ from edgewise.algorithms import (
     FedProx,
     Scaffold,
     SyncSGD,
+    losses,
     momenta,
     reads_updates,
 )
@@ -58,10 +59,11 @@ from edgewise.data.batches import Augment
 from edgewise.data.partition import Dirichlet, Iid, Labels, Partition, Quantity
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Group, GroupWS, Norm
+from edgewise.objectives import CrossEntropy, Objective, SquaredError
 from edgewise.optimizers import SGD
 from edgewise.recipes import RECIPES
-from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule
-from edgewise.settings import SETTINGS
+from edgewise.schedules import SCHEDULES, Constant, Cosine, Plateau, Schedule, Step
+from edgewise.settings import MOST_EMA, SETTINGS
 
 # ---- there and back ----
 
@@ -84,6 +86,7 @@ schedules: st.SearchStrategy[Schedule] = st.one_of(
     st.just(Constant()),
     st.just(Cosine()),
     st.builds(Plateau, st.floats(0.01, 0.99), st.integers(0, 99), st.floats(0, 1)),
+    st.builds(Step, st.floats(0.01, 0.99), st.sampled_from(["0.5", "0.25,0.75", ".3,6e-1,0.80"])),
 )
 aggregators: st.SearchStrategy[Aggregator] = st.one_of(
     st.sampled_from([WeightedMean(), Median(), ClipMedian()]),
@@ -92,7 +95,18 @@ aggregators: st.SearchStrategy[Aggregator] = st.one_of(
     st.builds(MultiKrum, st.integers(0, 9), st.integers(0, 9)),
     st.builds(Clip, above_zero),
 )
-optimizers = st.builds(SGD, above_zero, amounts, amounts, st.booleans(), above_zero, st.floats(0, 1))
+optimizers = st.builds(
+    SGD,
+    above_zero,
+    amounts,
+    amounts,
+    st.booleans(),
+    above_zero,
+    st.floats(0, 1),
+    st.sampled_from(["all", "weights"]),
+    st.sampled_from([0.0, 0.01]),
+    above_zero,
+)
 drifts = st.one_of(
     st.just(Scaffold()), st.builds(FedProx, amounts), st.builds(FedDyn, above_zero), st.builds(FedACG)
 )
@@ -138,17 +152,30 @@ lengths = st.one_of(
 
 
 def config_of(
-    length: dict[str, Any], codec: Codec, algorithm: Any, aggregate: Aggregator, **rest: Any
+    length: dict[str, Any],
+    codec: Codec,
+    algorithm: Any,
+    aggregate: Aggregator,
+    objective: Objective,
+    **rest: Any,
 ) -> Config:
     own, moved = inner(codec), algorithm.without_momentum()[1]
-    nesterov = algorithm.sends_gradients and algorithm.sgd.nesterov
+    nesterov = algorithm.sends_gradients and (algorithm.sgd.nesterov or algorithm.sgd.agc)
     clash = isinstance(own, DGC) and (nesterov or (own.momentum and moved and own.momentum != moved))
     clash = clash or (isinstance(own, DGC) and reads_updates(algorithm))
+    mixes = not losses(algorithm) and rest["batch"] > 1
+    rest["augment"] = rest["augment"] and replace(rest["augment"], mixup=mixes * rest["augment"].mixup)
+    rest["objective"] = CrossEntropy() if losses(algorithm) else objective
     config = Config(codec=Raw() if clash else codec, algorithm=algorithm, **rest, **length)
     try:
         return replace(config, aggregate=aggregate)
     except EdgewiseError:  # the cohort is too small for it
         return config
+
+
+objectives: st.SearchStrategy[Objective] = st.one_of(
+    st.just(SquaredError(0.25)), st.builds(CrossEntropy, st.floats(0, 0.99))
+)
 
 
 configs = st.builds(
@@ -157,6 +184,7 @@ configs = st.builds(
     codecs_up,
     algorithms,
     aggregators,
+    objectives,
     codec_down=codecs_down,
     data=words,
     data_dir=st.none() | words,
@@ -169,7 +197,9 @@ configs = st.builds(
     schedule=schedules,
     warmup_epochs=amounts,
     warmup_lr=st.none() | amounts,
-    augment=st.none() | st.builds(Augment, st.integers(0, 9), st.booleans(), st.integers(0, 9)),
+    augment=st.none()
+    | st.builds(Augment, st.integers(0, 9), st.booleans(), st.integers(0, 9), st.floats(0, 9)),
+    ema=st.floats(0, MOST_EMA),
     cohort=st.none() | st.floats(0.02, 0.99) | st.integers(1, 40).map(float),
     eval_every=st.none() | st.integers(0, 10**9),
     fused=st.sampled_from(["auto", "on", "off"]),
@@ -265,6 +295,7 @@ def test_set_reaches_into_codecs(tmp_path: Path) -> None:
             {"codec": "dgc:zstd", "nesterov": True},
             "^codec: dgc moves plain momentum to the devices, not",
         ),
+        ({"codec": "dgc", "agc": 0.01}, "^codec: dgc sends what gradients came to over several steps"),
         ({"codec": "none:nofeedback"}, "^codec: 'none:nofeedback': none has no feedback around it"),
         ({"codec": "dgc:nofeedback"}, "^codec: 'dgc:nofeedback': dgc has no feedback around it"),
         ({"codec_down": "none:zstd:nofeedback"}, "^codec_down: .*: none has no feedback"),
@@ -348,8 +379,17 @@ def test_an_unknown_set_is_told_the_legal_ones(name: str) -> None:
     message = str(told.value)
     assert message.startswith(f"set: {name!r} is unknown; one of: ")
     assert message.split("one of: ")[1].split(", ") == [
-        *("algorithm.sync_every", "diagnose.share", "norm.groups", "sgd.lr", "sgd.lr_scale", "sgd.momentum"),
-        *("sgd.nesterov", "sgd.scalar_share", "sgd.weight_decay"),
+        *("algorithm.sync_every", "diagnose.share", "norm.groups", "objective.smoothing", "sgd.agc"),
+        *(
+            "sgd.agc_floor",
+            "sgd.decay",
+            "sgd.lr",
+            "sgd.lr_scale",
+            "sgd.momentum",
+            "sgd.nesterov",
+            "sgd.scalar_share",
+            "sgd.weight_decay",
+        ),
     ]
 
 

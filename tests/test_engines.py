@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from edgewise.errors import EdgewiseError
 from edgewise.memories import Memories
 from edgewise.models import MODELS
 from edgewise.models.norms import NORMS, DeviceBatchNorm2d
+from edgewise.objectives import CrossEntropy
 from edgewise.optimizers import SGD
 from edgewise.vector import Mean, State
 
@@ -159,6 +161,34 @@ def test_fused_runs_end_where_the_loop_ends(
         for name in ("examples_seen", "bytes_up", "bytes_down", "bytes_up_each", "bytes_down_each"):
             assert getattr(one, name) == getattr(two, name)
         assert one.train_loss == pytest.approx(two.train_loss, abs=1e-10)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "nesterov": {"sgd": SGD(0.05, nesterov=True)},
+    "agc": {"sgd": SGD(0.5, agc=0.001)},
+    "decay": {"sgd": SGD(0.05, weight_decay=0.1, decay="weights")},
+    "smoothing": {"objective": CrossEntropy(0.1)},
+    "mixup": {"augment": Augment(crop=1, flip=True, mixup=0.4), "objective": CrossEntropy(0.1)},
+    "ema": {"ema": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("model", "norm"), [("resnet18", "batch"), ("fixup-resnet18", "none")])
+def test_recipes_fused_are_those_of_the_loop(
+    digits: Dataset, tmp_path: Path, name: str, model: str, norm: str
+) -> None:
+    """And each of them changes what comes out."""
+    recipe = dict(RECIPES[name])
+    algorithm = SyncSGD(recipe.pop("sgd", SGD(0.05)))
+    cfg = config(model, norm, algorithm=algorithm, **recipe)
+    plain = config(model, norm, fused="on")
+    ends = []
+    for number, one in enumerate((cfg, replace(cfg, fused="on"), plain)):
+        list(rounds.run(one, tmp_path / str(number), dataset=digits))
+        ends.append(load_file(tmp_path / str(number) / records.MODEL))
+    assert_close(ends[1], ends[0])
+    assert any((ends[1][key] - ends[2][key]).abs().max() > 1e-6 for key in ends[1])
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

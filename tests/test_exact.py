@@ -32,7 +32,13 @@ from edgewise.schedules import Cosine
 from edgewise.vector import FlatModel, Layout, Mean, State
 
 DEVICES, STEPS = 10, 4
-TOGETHER = {"batch", "batch-sync", "batch-local", "batch-renorm"}  # norms that look across the batch
+TOGETHER = {
+    "batch",
+    "batch-sync",
+    "batch-local",
+    "batch-renorm",
+    "batch-frozen",
+}  # norms that look across the batch
 APART = [(*pair, "off") for pair in [("resnet18", n) for n in NORMS if n not in TOGETHER]]
 APART.append(("fixup-resnet18", "none", "off"))
 EXACT = [*APART, ("resnet18", "batch-sync", "on")]  # which exists fused only

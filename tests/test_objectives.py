@@ -32,6 +32,35 @@ def test_scores_and_losses_by_hand() -> None:
     assert torch.isclose(several.losses(outputs[:1], torch.tensor([[1.0, 0.0]]))[0], expected)
 
 
+def test_label_smoothing_by_hand_and_in_training_only() -> None:
+    smoothed, model = CrossEntropy(0.3), lambda x: x
+    outputs, y = torch.tensor([[2.0, -1.0, 0.5]], dtype=torch.float64), torch.tensor([0])
+    logs = outputs.log_softmax(1)
+    by_hand = -(0.7 + 0.1) * logs[:, 0] - 0.1 * logs[:, 1] - 0.1 * logs[:, 2]
+    assert torch.allclose(smoothed(model, outputs, y), by_hand, rtol=0, atol=1e-15)
+    assert torch.equal(smoothed.losses(outputs, y), -logs[:, 0])
+    assert torch.equal(CrossEntropy()(model, outputs, y), -logs[:, 0])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_that_makes_no_sense_is_refused(smoothing: float) -> None:
+    with pytest.raises(
+        EdgewiseError, match=r"^objective: cross-entropy:.*legal: a label smoothing from 0, below 1"
+    ):
+        CrossEntropy(smoothing)
+    with pytest.raises(EdgewiseError, match=r"without label smoothing, not cross-entropy:0.1"):
+        Config.of({"algorithm": "fedntd", "objective": "cross-entropy:0.1"})
+
+
+def test_mixup_needs_a_loss_that_takes_shares_and_someone_to_mix_with() -> None:
+    with pytest.raises(
+        EdgewiseError, match=r"^augment: mixup gives an example shares of two classes, and fedlmd"
+    ):
+        Config.of({"algorithm": "fedlmd", "augment": "mixup:0.2"})
+    with pytest.raises(EdgewiseError, match=r"^augment: mixup mixes the examples of a device's batch"):
+        Config.of({"batch": 1, "augment": "mixup:0.2"})
+
+
 def test_one_number_an_example_may_be_flat() -> None:
     assert SquaredError().losses(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0])).tolist() == [1, 0]
 

@@ -51,7 +51,13 @@ def groups(module: nn.Module, sgd: SGD) -> list[dict[str, object]]:
     """PyTorch's parameter groups: Fixup's scalars at a tenth of lr, the rest at lr * lr_scale."""
     kind = kinds(module)
     rates = {name: sgd.lr * (0.1 if kind[name] == "scalar" else sgd.lr_scale) for name in kind}
-    return [{"params": [p], "lr": rates[name]} for name, p in module.named_parameters()]
+    decays = {
+        name: sgd.weight_decay * (sgd.decay == "all" or p.ndim > 1) for name, p in module.named_parameters()
+    }
+    return [
+        {"params": [p], "lr": rates[name], "weight_decay": decays[name]}
+        for name, p in module.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "fixup-resnet18"])
@@ -63,15 +69,14 @@ def groups(module: nn.Module, sgd: SGD) -> list[dict[str, object]]:
         SGD(0.1, momentum=0, weight_decay=0.01),
         SGD(0.1, momentum=0.9, weight_decay=0.01, lr_scale=4),
         SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True, lr_scale=0.5),
+        SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True, lr_scale=2, decay="weights"),
     ],
 )
 def test_five_steps_are_those_of_torch(name: str, sgd: SGD) -> None:
     module = build(name, (1, 4, 4), 3, 2, NORMS["batch"](), seed=0).double()
     plain = copy.deepcopy(module)
     flat = FlatModel(module, Layout.of(module))
-    torch_sgd = torch.optim.SGD(
-        groups(plain, sgd), momentum=sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
-    )
+    torch_sgd = torch.optim.SGD(groups(plain, sgd), momentum=sgd.momentum, nesterov=sgd.nesterov)
     peaks = [group["lr"] for group in torch_sgd.param_groups]
     momentum = sgd.start(flat.params)
     for factor in FACTORS:
@@ -104,6 +109,16 @@ def test_rates_by_kind() -> None:
         (slice(9, 14), 1.0),
     ]
     assert SGD(lr=0.5, lr_scale=0.1).rates(layout) == [(slice(0, 14), 0.05)]
+
+
+def test_decay_of_weights_leaves_out_norms_biases_and_scalars() -> None:
+    layout = segments(("bias", 1), ("norm", 1), ("scalar", 1), ("weight", 2))
+    params = torch.ones(5, dtype=torch.float64)
+    sgd = SGD(lr=1, momentum=0, weight_decay=0.5, decay="weights")
+    sgd.step(params, torch.zeros_like(params), sgd.start(params), 1.0, layout)
+    assert params.tolist() == [1, 1, 1, 0.5, 0.5]
+    with pytest.raises(EdgewiseError, match=r"^sgd: decay is 'none'; one of: all, weights"):
+        SGD(decay="none")
 
 
 def test_what_is_frozen_stays_whatever_the_decay() -> None:

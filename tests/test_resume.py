@@ -19,14 +19,15 @@ from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.codecs import RandomK, parse
 from edgewise.config import Config
 from edgewise.data import Dataset, Split
+from edgewise.data.batches import Augment
 from edgewise.data.partition import Labels
 from edgewise.diagnosis import Full
 from edgewise.errors import EdgewiseError
-from edgewise.models.norms import Batch, BatchLocal
+from edgewise.models.norms import Batch, BatchFrozen, BatchLocal
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
 from edgewise.rounds import run
-from edgewise.schedules import Cosine, Plateau
+from edgewise.schedules import Cosine, Plateau, Step
 
 TINY = Config(devices=4, batch=8, width=4, steps=5, eval_every=2)
 WAYS = {
@@ -45,6 +46,9 @@ WAYS = {
     "watched": replace(
         TINY, algorithm=FedAvg(sync_every=2), partition=Labels(3), diagnose=Full(3), eval_every=1
     ),
+    "frozen statistics": replace(TINY, norm=BatchFrozen(0.3), algorithm=FedAvg(sync_every=2), steps=8),
+    "mixup": replace(TINY, augment=Augment(crop=1, mixup=0.4), algorithm=FedAvg(sync_every=2)),
+    "ema": replace(TINY, norm=Batch(), ema=0.9, schedule=Step(0.5, "0.4"), eval_every=1),
     "down": replace(TINY, codec_down=RandomK(0.1), cohort=0.5, steps=8),
 }
 FILES = (records.CONFIG, records.ROUNDS, records.PARTITION, records.MODEL, records.SUMMARY)

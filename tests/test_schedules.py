@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgewise.errors import EdgewiseError
-from edgewise.schedules import SCHEDULES, Constant, Cosine, Note, Plateau, Schedule, Warmup
+from edgewise.schedules import SCHEDULES, Constant, Cosine, Note, Plateau, Schedule, Step, Warmup
 
 EVERY = [*(kind() for kind in SCHEDULES.values()), Warmup(Cosine(), 0.2), Warmup(Plateau(patience=1), 0.2)]
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=repr)
@@ -53,6 +53,24 @@ def test_cosine_goes_from_the_peak_to_zero() -> None:
     found = [Cosine().factor(p, {}) for p in progress]
     assert found == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-15)
     assert Cosine().factor(1.2, {}) == Cosine().factor(1, {})
+
+
+def test_steps_are_taken_at_shares_of_the_run() -> None:
+    schedule = Step(0.1, "0.5,0.75")
+    assert [schedule.factor(p, {}) for p in (0, 0.499, 0.5, 0.74, 0.75, 1)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    wide = [Step().factor(epoch / 200, {}) for epoch in (59, 60, 119, 120, 159, 160)]
+    assert wide == pytest.approx([1, 0.2, 0.2, 0.04, 0.04, 0.008])
+    assert Warmup(schedule, 0.2).factor(0.6, {}) == pytest.approx(0.1)  # half of what is left
+
+
+@pytest.mark.parametrize("at", ["", "x", "0.5,", "0", "1", "0.5,0.5", "0.75,0.5", "nan", "0.5,nan"])
+def test_steps_at_no_rising_shares_are_refused(at: str) -> None:
+    with pytest.raises(EdgewiseError, match=r"^schedule: step at .*legal: rising shares of the run"):
+        Step(at=at)
+    with pytest.raises(EdgewiseError, match=r"^schedule: drop is 1; legal"):
+        Step(1.0)
 
 
 def test_plateau_drops_after_patience_by_hand() -> None:

@@ -16,7 +16,7 @@ from edgewise.codecs import CODECS
 from edgewise.data.partition import PARTITIONS, Dirichlet, Iid, Labels, Quantity
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import NORMS, Batch, Group, GroupWS
-from edgewise.schedules import SCHEDULES, Plateau
+from edgewise.schedules import SCHEDULES, Plateau, Step
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "partition": PARTITIONS,
@@ -70,6 +70,7 @@ def test_every_listed_value_has_a_text_that_gives_it_back(what: str, name: str) 
         ("aggregate", "clip:2.5", Clip(2.5)),
         ("schedule", "plateau:0.5", Plateau(drop=0.5)),
         ("schedule", "plateau:0.1:10:0.01", Plateau(threshold=0.01)),
+        ("schedule", "step:0.1:0.5,0.75", Step(0.1, "0.5,0.75")),
     ],
 )
 def test_text_and_value(what: str, text: str, value: object) -> None:

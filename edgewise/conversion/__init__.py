@@ -22,7 +22,17 @@ from edgewise.conversion.layers import convert_layer, rebuilt
 from edgewise.conversion.recalibration import recalibrate
 from edgewise.conversion.residual import branches
 from edgewise.errors import EdgewiseError
-from edgewise.models.norms import NORMS, Batch, BatchLocal, BatchSync, Instance, NoNorm, Norm, WSConv2d
+from edgewise.models.norms import (
+    NORMS,
+    Batch,
+    BatchFrozen,
+    BatchLocal,
+    BatchSync,
+    Instance,
+    NoNorm,
+    Norm,
+    WSConv2d,
+)
 
 FIXUP = "fixup"
 LEGAL = [*NORMS, FIXUP]
@@ -139,7 +149,7 @@ def _to_none(model: nn.Module, flow: Flow, example: Tensor) -> tuple[nn.Module, 
 
 
 def _check_dimensions(name: str, norm: Norm, taken: Tensor) -> None:
-    if isinstance(norm, Batch | BatchSync | BatchLocal) and taken.dim() != 4:
+    if isinstance(norm, Batch | BatchSync | BatchLocal | BatchFrozen) and taken.dim() != 4:
         raise EdgewiseError(f"convert: {name} takes {taken.dim()}-D input; this norm is for (N, C, H, W)")
     if isinstance(norm, Instance) and taken[0, 0].numel() == 1:
         raise EdgewiseError(

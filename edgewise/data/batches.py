@@ -5,9 +5,11 @@ Nothing here has a state: a run that stops, resumes, or moves to another engine 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,10 @@ from edgewise import randomness
 from edgewise.errors import EdgewiseError
 
 PADDING = 4
-LEGAL = "none, or some of crop[:PIXELS], flip, cutout:SIZE joined by commas, such as crop,flip,cutout:16"
+LEGAL = (
+    "none, or some of crop[:PIXELS], flip, cutout:SIZE, mixup:ALPHA joined by commas, such as "
+    "crop,flip,cutout:16"
+)
 
 
 def positions(seed: int, device: int, count: int, start: int, take: int) -> Tensor:
@@ -48,14 +53,19 @@ class Augment:
 
     `crop`: pixels of zero padding before a crop back to size. `flip`: mirror left to right half of the time.
     `cutout`: side of the square set to the mean (DeVries & Taylor 2017, "Improved Regularization of
-    Convolutional Neural Networks with Cutout").
+    Convolutional Neural Networks with Cutout"). `mixup`: the alpha of Beta(alpha, alpha), from which the
+    share is drawn in which each example of a device's batch is mixed with another of it, truth and all (Zhang
+    et al. 2018, "mixup: Beyond Empirical Risk Minimization", arXiv 1710.09412).
     """
 
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mixup < float("inf"):
+            raise EdgewiseError(f"augmentation mixup={self.mixup:g}: alpha is a number from 0")
         if self.crop < 0 or self.cutout < 0:
             raise EdgewiseError(f"augmentation crop={self.crop}, cutout={self.cutout}: sizes are 0 or more")
 
@@ -64,13 +74,14 @@ class Augment:
         """From "none", "crop,flip", "crop,flip,cutout:16" ("crop" pads 4 pixels); EdgewiseError otherwise."""
         if text == "none":
             return cls()
-        sizes: dict[str, int] = {}
+        sizes: dict[str, float] = {}
         for word in text.split(","):
             name, size = _size(word, text)
             if name in sizes:
                 raise EdgewiseError(f"augmentation {text!r}: {name} stands twice; legal: {LEGAL}")
             sizes[name] = size
-        return cls(sizes.get("crop", 0), "flip" in sizes, sizes.get("cutout", 0))
+        mixup = sizes.pop("mixup", 0.0)
+        return cls(int(sizes.get("crop", 0)), "flip" in sizes, int(sizes.get("cutout", 0)), mixup)
 
     @property
     def text(self) -> str:
@@ -82,15 +93,24 @@ class Augment:
             words.append("flip")
         if self.cutout:
             words.append(f"cutout:{self.cutout}")
+        if self.mixup:
+            words.append(f"mixup:{self.mixup!r}")
         return ",".join(words) or "none"
 
 
-def _size(word: str, text: str) -> tuple[str, int]:
+def _size(word: str, text: str) -> tuple[str, float]:
     name, colon, size = word.partition(":")
     if word in ("crop", "flip"):
         return name, PADDING
     if name in ("crop", "cutout") and colon and size.isascii() and size.isdigit() and int(size) > 0:
         return name, int(size)
+    if name == "mixup" and colon:
+        try:
+            alpha = float(size)
+        except ValueError:
+            alpha = 0.0
+        if 0 < alpha < float("inf"):
+            return name, alpha
     raise EdgewiseError(f"augmentation {text!r}: cannot read {word!r}; legal: {LEGAL}")
 
 
@@ -99,20 +119,27 @@ class Draws:
     """What chance decided for each of B images.
 
     `offsets` (B, 2) int64: where the crop starts in the padded image, row and column. `flips` (B,) bool.
-    `centres` (B, 2) int64: row and column of the cut-out square.
+    `centres` (B, 2) int64: row and column of the cut-out square. `partners` (B,) int64: the place in the
+    batch of the image that it is mixed with; `shares` (B,) float64: how much of its own is left then, all of
+    it without mixup.
     """
 
     offsets: Tensor
     flips: Tensor
     centres: Tensor
+    partners: Tensor
+    shares: Tensor
 
     @classmethod
     def cat(cls, draws: Sequence[Draws]) -> Draws:
         """The draws of several devices, for their concatenated images."""
+        starts = list(accumulate((len(one.partners) for one in draws), initial=0))
         return cls(
             torch.cat([one.offsets for one in draws]),
             torch.cat([one.flips for one in draws]),
             torch.cat([one.centres for one in draws]),
+            torch.cat([one.partners + start for one, start in zip(draws, starts, strict=False)]),
+            torch.cat([one.shares for one in draws]),
         )
 
 
@@ -123,7 +150,22 @@ def draw(augment: Augment, seed: int, device: int, step: int, size: int, shape: 
     offsets = torch.randint(0, 2 * augment.crop + 1, (size, 2), generator=generator)
     flips = torch.rand(size, generator=generator) < 0.5
     centres = torch.rand(size, 2, generator=generator, dtype=torch.float64)
-    return Draws(offsets, flips, (centres * torch.tensor(shape[1:])).long())
+    partners = torch.randperm(size, generator=generator)
+    radius, angle = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    share = symmetric_beta(augment.mixup, radius, angle) if augment.mixup else 1.0
+    shares = torch.full((size,), share, dtype=torch.float64)
+    return Draws(offsets, flips, (centres * torch.tensor(shape[1:])).long(), partners, shares)
+
+
+def symmetric_beta(alpha: float, radius: float, angle: float) -> float:
+    """A number of Beta(alpha, alpha) from two uniform ones, 0 <= radius, angle < 1, whatever alpha is.
+
+    With t of Student's distribution of n = 2 alpha degrees of freedom it is t / sqrt(n + t^2), on -1 .. 1. t
+    is drawn in polar form: Bailey 1994, "Polar Generation of Random Variates with the t-Distribution",
+    Mathematics of Computation 62.
+    """
+    way, cosine = radius ** (1 / alpha), math.cos(2 * math.pi * angle)
+    return 0.5 if way == 1 else 0.5 + 0.5 * cosine / math.sqrt(way / (1 - way) + cosine**2)
 
 
 def apply(images: Tensor, augment: Augment, draws: Draws) -> Tensor:
@@ -172,6 +214,12 @@ def prepare(
     if augment.cutout:
         ready.masked_fill_(_square(ready, augment.cutout, draws.centres.to(images.device)), 0)
     return ready
+
+
+def mix(values: Tensor, draws: Draws) -> Tensor:
+    """Each of `values` (B, ...) with its partner, in the shares drawn: images, or what is held to them."""
+    own = draws.shares.to(values.device, values.dtype).view(-1, *[1] * (values.dim() - 1))
+    return values * own + values[draws.partners.to(values.device)] * (1 - own)
 
 
 def _square(images: Tensor, side: int, centres: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from edgewise.data.batches import Augment, Draws, draw, positions, prepare
+from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare
 from edgewise.data.dataset import Dataset, Split
 
 
@@ -26,14 +27,18 @@ class Feed:
     std: Tensor  # (C,)
     dtype: torch.dtype
     seed: int
+    classes: int
 
     @classmethod
     def of(cls, dataset: Dataset, size: int, augment: Augment, dtype: torch.dtype, seed: int) -> Feed:
         mean, std = (torch.tensor(values, dtype=dtype) for values in (dataset.mean, dataset.std))
-        return cls(dataset.train, size, augment, mean, std, dtype, seed)
+        return cls(dataset.train, size, augment, mean, std, dtype, seed, len(dataset.classes))
 
     def batch(self, device: int, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,), or targets."""
+        """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,), or targets.
+
+        With mixup each example has shares of classes, (size, classes), in place of a label.
+        """
         return self.joint([(device, indices, step)])
 
     def joint(self, parts: Sequence[tuple[int, Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -41,8 +46,14 @@ class Feed:
         picked = torch.cat([self._pick(*part) for part in parts])
         shape = tuple(self.split.images.shape[1:])
         draws = [draw(self.augment, self.seed, device, step, self.size, shape) for device, _, step in parts]
-        images = self._images(self.split.images[picked], Draws.cat(draws))
-        return images, self.split.truth[picked]
+        drawn = Draws.cat(draws)
+        images, truth = self._images(self.split.images[picked], drawn), self.split.truth[picked]
+        if not self.augment.mixup:
+            return images, truth
+        if self.split.targets is None:
+            truth = F.one_hot(truth, self.classes)
+        mixed = mix(images, drawn).contiguous(memory_format=torch.channels_last)
+        return mixed, mix(truth.to(self.dtype), drawn)
 
     def plain(self, images: Tensor) -> Tensor:
         """Images as evaluation sees them: normalised, not augmented."""

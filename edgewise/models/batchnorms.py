@@ -75,6 +75,30 @@ class DeviceBatchNorm2d(_UncountedBatchNorm2d):
         return torch.cat(normed)
 
 
+class FrozenBatchNorm2d(DeviceBatchNorm2d):
+    """Batch norm that at some point of training takes its running statistics as they are, as evaluation does:
+
+    FixBN, Zhong et al. 2023, "Making Batch Normalization Great in Federated Deep Learning", arXiv 2303.06530.
+    From then on a sample's output does not depend on its batch, statistics stay, and scale and shift are
+    trained as before. The switch is a buffer, `frozen` (1,), 0 or 1, which the coordinator sets: so it comes
+    to devices with the state.
+    """
+
+    switches: ClassVar[tuple[str, ...]] = ("frozen",)
+    frozen: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("frozen", torch.zeros(1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(devices * n, C, H, W) to the same shape."""
+        if not self.training or float(self.frozen) < 0.5:  # a mean of ones may be a bit less than 1
+            return super().forward(input)
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+
+
 class SyncedBatchNorm2d(_UncountedBatchNorm2d):
     """Batch norm over the whole batch, whosever it is. A marker: right only if all devices are in it."""
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from edgewise.errors import EdgewiseError
 
 LOCAL = "local"
+SWITCH = "switch"
 KINDS = ("weight", "bias", "norm", "scalar", "frozen", LOCAL)
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -46,11 +47,14 @@ def kinds(model: nn.Module) -> dict[str, str]:
 def buffer_kinds(model: nn.Module) -> dict[str, str]:
     """The same for buffers, in the order of `named_buffers`: local where the module that holds one says so
 
-    (`local_buffers` is true), else buffer.
+    (`local_buffers` is true), switch where it has it among its `switches`, which the coordinator sets; else
+    buffer.
     """
     return {name: _buffer_kind(model, name) for name, _ in model.named_buffers()}
 
 
 def _buffer_kind(model: nn.Module, name: str) -> str:
     owner = model.get_submodule(name.rpartition(".")[0])
+    if name.rpartition(".")[2] in getattr(owner, "switches", ()):
+        return SWITCH
     return LOCAL if getattr(owner, "local_buffers", False) else "buffer"

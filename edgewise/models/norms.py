@@ -20,6 +20,7 @@ from edgewise.models.batchnorms import (
     EPS,
     BatchRenorm2d,
     DeviceBatchNorm2d,
+    FrozenBatchNorm2d,
     LocalBatchNorm2d,
     SyncedBatchNorm2d,
 )
@@ -114,6 +115,26 @@ class BatchLocal:
 
 
 @dataclass(frozen=True)
+class BatchFrozen:
+    """Over a device's own batch; from the share `after` of the run on, what the running statistics are then
+    (FixBN).
+    """
+
+    after: float = 0.5
+    conv: ClassVar[type[nn.Conv2d]] = nn.Conv2d
+    bias: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.after < 1:
+            raise EdgewiseError(
+                f"norm: batch-frozen:{self.after:g}; legal: a share of the run above 0, below 1"
+            )
+
+    def layer(self, channels: int) -> nn.Module:
+        return FrozenBatchNorm2d(channels)
+
+
+@dataclass(frozen=True)
 class BatchRenorm:
     """Over a device's own batch, corrected towards the running statistics (Ioffe 2017).
 
@@ -203,6 +224,7 @@ NORMS: dict[str, type[Any]] = {
     "batch-sync": BatchSync,
     "batch-local": BatchLocal,
     "batch-renorm": BatchRenorm,
+    "batch-frozen": BatchFrozen,
     "group": Group,
     "layer": Layer,
     "instance": Instance,

@@ -96,9 +96,16 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
     values = {
         **{"devices": 5, "partition": "labels:2", "width": 4, "norm": "layer", "algorithm": "fedavg"},
         **{"sync_every": 3, "batch": 7, "lr": 0.25, "lr_scale": 2.0, "momentum": 0.5, "nesterov": True},
-        **{"weight_decay": 0.25, "schedule": "plateau:0.5", "warmup_epochs": 0.25, "warmup_lr": 0.125},
+        **{
+            "weight_decay": 0.25,
+            "decay": "weights",
+            "agc": 0.125,
+            "schedule": "plateau:0.5",
+            "warmup_epochs": 0.25,
+            "warmup_lr": 0.125,
+        },
         **{"steps": 3, "augment": "crop:2", "cohort": 0.6, "server_lr": 0.5, "server_momentum": 0.25},
-        **{"aggregate": "trimmed:0.4", "local_momentum": "keep"},
+        **{"aggregate": "trimmed:0.4", "local_momentum": "keep", "ema": 0.5},
         **{
             "eval_every": 0,
             "fused": "off",
@@ -108,7 +115,12 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
             "seed": 9,
         },
         **{"data": "digits", "model": "resnet18", "engine": "inline"},
-        **{"convert": False, "objective": "cross-entropy", "head": "feature-norm:1", "diagnose": "full:5:2"},
+        **{
+            "convert": False,
+            "objective": "cross-entropy:0.1",
+            "head": "feature-norm:1",
+            "diagnose": "full:5:2",
+        },
         **{"codec": "topk:0.1:zstd", "codec_down": "int8"},
     }
     flags: list[object] = []

@@ -23,7 +23,7 @@ from edgewise.models.norms import NORMS, BatchRenorm2d, Group, WSConv2d
 from edgewise.models.outputs import logits
 from edgewise.vector import FlatModel, Layout
 
-EXACT = ("batch", "batch-sync", "batch-local", "batch-renorm", "none")
+EXACT = ("batch", "batch-sync", "batch-local", "batch-renorm", "batch-frozen", "none")
 every = pytest.mark.parametrize("name", LEGAL)
 
 

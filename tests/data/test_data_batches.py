@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgewise.data.batches import Augment, Draws, apply, draw, normalise, positions, prepare
+from edgewise.data.batches import (
+    Augment,
+    Draws,
+    apply,
+    draw,
+    mix,
+    normalise,
+    positions,
+    prepare,
+    symmetric_beta,
+)
 from edgewise.errors import EdgewiseError
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
@@ -76,6 +86,7 @@ def test_no_examples_is_an_error() -> None:
         ("crop,flip", Augment(4, True)),
         ("crop,flip,cutout:16", Augment(4, True, 16)),
         ("crop:2,cutout:8", Augment(2, False, 8)),
+        ("flip,mixup:0.2", Augment(flip=True, mixup=0.2)),
     ],
 )
 def test_augmentation_text_and_back(text: str, value: Augment) -> None:
@@ -84,7 +95,23 @@ def test_augmentation_text_and_back(text: str, value: Augment) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "crops", "crop,", "cutout", "cutout:0", "cutout:x", "flip:1", "none,flip", "flip,flip"]
+    "text",
+    [
+        "",
+        "crops",
+        "crop,",
+        "cutout",
+        "cutout:0",
+        "cutout:x",
+        "flip:1",
+        "none,flip",
+        "flip,flip",
+        "mixup",
+        "mixup:0",
+        "mixup:-1",
+        "mixup:nan",
+        "mixup:x",
+    ],
 )
 def test_illegal_augmentation_lists_the_legal(text: str) -> None:
     with pytest.raises(EdgewiseError, match=r"legal: none, or some of crop") as error:
@@ -113,8 +140,40 @@ def test_draws_cover_their_whole_range() -> None:
 
 
 def test_one_augmentation_leaves_the_draws_of_the_others() -> None:
-    full, less = (draw(a, 0, 0, 0, 16, (3, 9, 12)) for a in (Augment(4, True, 8), Augment(4)))
+    full, less = (draw(a, 0, 0, 0, 16, (3, 9, 12)) for a in (Augment(4, True, 8, 0.2), Augment(4)))
     assert torch.equal(full.offsets, less.offsets)
+    assert (less.shares == 1).all()
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
+def test_shares_are_of_a_beta_distribution(alpha: float) -> None:
+    """By its mean, variance and fourth moment; one share for all of a batch."""
+    augment = Augment(mixup=alpha)
+    drawn = [draw(augment, 5, 0, step, 2, (1, 1, 1)).shares for step in range(6000)]
+    assert all(shares[0] == shares[1] and 0 <= shares[0] <= 1 for shares in drawn)
+    apart = torch.stack(drawn)[:, 0] - 0.5
+    second, fourth = 1 / (4 * (2 * alpha + 1)), 3 / (16 * (2 * alpha + 1) * (2 * alpha + 3))
+    assert abs(apart.mean()) < 4 * (second / 6000) ** 0.5
+    assert apart.square().mean().item() == pytest.approx(second, rel=0.06)
+    assert apart.pow(4).mean().item() == pytest.approx(fourth, rel=0.1)
+
+
+def test_extremes_of_the_draw_are_shares_too() -> None:
+    found = [
+        symmetric_beta(alpha, *at)
+        for alpha in (1e-9, 1.0, 1e9)
+        for at in [(0.0, 0.1), (1 - 1e-16, 0.6), (0.5, 0.5)]
+    ]
+    assert all(0 <= share <= 1 for share in found)
+
+
+def test_mixing_by_hand() -> None:
+    images = torch.tensor([1.0, 2.0, 5.0]).view(3, 1, 1, 1)
+    nothing = torch.zeros(3, 2, dtype=torch.int64)
+    shares = torch.tensor([0.75, 0.5, 1.0], dtype=torch.float64)
+    drawn = Draws(nothing, nothing[:, 0] > 0, nothing, torch.tensor([2, 1, 0]), shares)
+    assert mix(images, drawn).flatten().tolist() == [2.0, 2.0, 5.0]
+    assert mix(torch.eye(3), drawn).tolist() == [[0.75, 0, 0.25], [0, 1, 0], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("augment", [Augment(4), Augment(0, True), Augment(4, True), Augment(2, True)])

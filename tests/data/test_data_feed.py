@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from edgewise.data import Dataset
-from edgewise.data.batches import Augment
+from edgewise.data.batches import Augment, draw
 from edgewise.data.feed import Feed
 
 COUNT, SIZE = 30, 4
 EVERYTHING = Augment.parse("crop:1,flip,cutout:2")
+MIXED = Augment.parse("crop:1,flip,cutout:2,mixup:0.5")
 
 
 def colours(count: int, shift: int) -> Tensor:
@@ -88,7 +89,7 @@ def test_resuming_at_a_step_gives_what_running_through_gives(dataset: Dataset, a
     assert not torch.equal(resumed[0], batches[7][0])
 
 
-@pytest.mark.parametrize("augment", [Augment(), EVERYTHING], ids=["plain", "augmented"])
+@pytest.mark.parametrize("augment", [Augment(), EVERYTHING, MIXED], ids=["plain", "augmented", "mixed"])
 def test_a_joint_batch_is_the_devices_batches_end_to_end(dataset: Dataset, augment: Augment) -> None:
     feed = feed_of(dataset, augment)
     parts = [(4, torch.arange(10), 0), (0, torch.arange(10, 13), 5), (7, torch.arange(13, 30), 1)]
@@ -97,6 +98,35 @@ def test_a_joint_batch_is_the_devices_batches_end_to_end(dataset: Dataset, augme
     assert torch.equal(x, torch.cat([one for one, _ in alone]))
     assert torch.equal(y, torch.cat([one for _, one in alone]))
     assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mixup_stays_inside_a_device_and_mixes_what_it_shows(dataset: Dataset) -> None:
+    ours, theirs = torch.arange(10), torch.arange(10, 20)
+    feed = feed_of(dataset, Augment(mixup=1.0))
+    x, y = feed.joint([(0, ours, 3), (1, theirs, 4)])
+    (plain, one), (plain_too, two) = (feed_of(dataset).batch(*at) for at in ((0, ours, 3), (1, theirs, 4)))
+    classes = len(dataset.classes)
+    assert y.shape == (2 * SIZE, classes) and torch.allclose(y.sum(1), torch.ones(2 * SIZE, dtype=y.dtype))
+    for start, device, step, images, labels in ((0, 0, 3, plain, one), (SIZE, 1, 4, plain_too, two)):
+        drawn = draw(feed.augment, feed.seed, device, step, SIZE, tuple(dataset.train.images.shape[1:]))
+        for place in range(SIZE):
+            share, other = float(drawn.shares[place]), int(drawn.partners[place])
+            mixed = share * images[place] + (1 - share) * images[other]
+            assert torch.allclose(x[start + place], mixed, rtol=0, atol=1e-12)
+            shares = torch.zeros(classes, dtype=y.dtype)
+            shares[labels[place]] += share
+            shares[labels[other]] += 1 - share
+            assert torch.allclose(y[start + place], shares, rtol=0, atol=1e-12)
+
+
+def test_mixup_mixes_targets_where_there_are_some(dataset: Dataset) -> None:
+    targets = torch.arange(len(dataset.train), dtype=torch.float64).view(-1, 1)
+    feed, indices = feed_of(dataset, Augment(mixup=1.0)), torch.arange(9)
+    feed = replace(feed, split=replace(feed.split, targets=targets))
+    plain, mixed = targets[feed_of(dataset)._pick(0, indices, 0)], feed.batch(0, indices, 0)[1]
+    drawn = draw(feed.augment, feed.seed, 0, 0, SIZE, tuple(dataset.train.images.shape[1:]))
+    own = drawn.shares.view(-1, 1)
+    assert torch.allclose(mixed, own * plain + (1 - own) * plain[drawn.partners], rtol=0, atol=1e-12)
 
 
 def test_augmentation_is_addressed_by_seed_device_and_step(dataset: Dataset) -> None:

@@ -24,7 +24,7 @@ from edgewise.models.resnet import ResNet18, Shape
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 17, 13)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 every_norm = pytest.mark.parametrize("name", NORMS)
-TOGETHER = {"batch", "batch-sync", "batch-local", "batch-renorm"}
+TOGETHER = {"batch", "batch-sync", "batch-local", "batch-renorm", "batch-frozen"}
 
 
 def model(name: str, shape: Shape, width: int = 4) -> nn.Module:
@@ -87,7 +87,7 @@ def test_normalised_layers_have_zero_mean_and_unit_variance(name: str) -> None:
         return
     if name == "batch-renorm":  # normalises to what the running statistics say
         return
-    batches = dict.fromkeys(("batch", "batch-sync", "batch-local"), (0, 2, 3))
+    batches = dict.fromkeys(("batch", "batch-sync", "batch-local", "batch-frozen"), (0, 2, 3))
     over = {**batches, "layer": (1, 2, 3), "instance": (2, 3)}
     y = y if name in over else y.unflatten(1, (3, 4))  # twelve channels: three groups of four
     variance, mean = torch.var_mean(y, over.get(name, (2, 3, 4)), correction=0)
