@@ -55,10 +55,10 @@ class Claim:
     of: str | None = None
 
     def verdict(self, own: Outcome, others: Mapping[str, Outcome]) -> str:
-        """One word. A run that diverged has learned nothing."""
-        if self.low is None and self.high is None:
+        """One word. A run that diverged has learned nothing, and nothing is held against it."""
+        base = others[self.of].accuracy if self.of else 0.0
+        if base is None or (self.low is None and self.high is None):
             return SILENT
-        base = others[self.of].accuracy or 0.0 if self.of else 0.0
         # To a millionth: 0.62 - 0.6 is not below 0.02.
         found = round((own.accuracy or 0.0) - base, 6)
         if self.low is not None and found < self.low:
@@ -78,5 +78,5 @@ class Claim:
 
 def _span(low: str | None, high: str | None) -> str:
     if low is None:
-        return f"{high} or less"
-    return f"{low} or more" if high is None else f"{low} to {high}"
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"{low} to {high}"

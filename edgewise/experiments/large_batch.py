@@ -167,8 +167,8 @@ def notes(plan: Plan) -> str:
     long = [f"{scale.steps(name):,}" for name in names]
     share = "" if scale.epochs == LENGTH else f", as the same share of {scale.epochs:g} epochs"
     return (
-        f"Images a step, over {DEVICES} devices: {', '.join(taken)}. Every run has {scale.epochs:g} epochs, so "
-        f"steps are {', '.join(long)}. Warm-ups are the reference's{share}; the rate drops to a tenth after "
-        f"more than {scale.patience} evaluations without a gain (the reference gives no number). The reference "
+        f"Images a step, over {DEVICES} devices: {', '.join(taken)}. Every run has {scale.epochs:g} epochs, "
+        f"which are {', '.join(long)} steps. Warm-ups are the reference's{share}; the rate drops to a tenth "
+        f"after more than {scale.patience} evaluations without a gain (the reference gives no number). It "
         "does not say how data lay on devices here: two classes each, which these nets do not notice."
     )

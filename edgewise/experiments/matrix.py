@@ -54,7 +54,8 @@ class Matrix:
         records.write(out / f"{plan.name}.csv", self._csv(plan, outcomes))
         curves = [curve for group in self.groups for curve in _curves(plan, group, outcomes)]
         panel = Panel("images a step", curves, log=True, words=lambda value: f"{value:,.0f}")
-        title, below = plan.figure.title, f"accuracy at the end; {subtitle(plan)}"
+        at_zero = ", 0 where it diverged" if any(o.accuracy is None for o in outcomes.values()) else ""
+        title, below = plan.figure.title, f"accuracy at the end{at_zero}; {subtitle(plan)}"
         records.write(out / f"{plan.name}.png", draw_panels([panel], title, below, chance=CHANCE))
         page = self._page(plan, outcomes)
         records.write(out / f"{plan.name}.md", page)

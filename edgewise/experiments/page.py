@@ -53,7 +53,9 @@ class Curves:
     ) -> bytes:
         curves = []
         for name, label in self.labels.items():
-            ended = label if outcomes[name].accuracy is not None else f"{label}: diverged"
+            ended = label
+            if outcomes[name].accuracy is None:  # its last evaluation follows in the label
+                ended += ": diverged after" if rows[name] else ": diverged"
             places = [
                 r["examples_seen"] / held(runs / name) if self.epochs else r["step"] for r in rows[name]
             ]
