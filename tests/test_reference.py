@@ -116,6 +116,8 @@ def test_pages_say_something_of_every_run() -> None:
         assert isinstance(page, Curves | Matrix)
         runs = {run for run in experiments.plan(name, "demo").runs if not run.startswith("ours-")}
         assert set(page.expected) == runs and set(page.labels) >= runs
+        panels = [run for panel in getattr(page, "panels", ()) for run in panel]
+        assert not panels or sorted(panels) == sorted(runs)
         assert all(claim.of is None or claim.of in runs for claim in page.expected.values())
 
 
@@ -170,6 +172,7 @@ CURVES = Figure(
         labels={name: LABELS[name] for name in ("b-128", "b-1k")},
         expected={"b-128": Claim("the level"), "b-1k": Claim("explodes", high=0.15)},
         epochs=True,
+        panels=(("b-128",), ("b-1k",)),
     ),
     family="both",
     diverging=True,
@@ -265,6 +268,8 @@ def test_curves_of_runs_with_other_batches_are_over_epochs(played: Path) -> None
     assert seen == [32, 64]
     for name in ("seven", "one"):
         assert (played / name / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    tall, flat = ((played / name / f"{name}.png").read_bytes()[20:24] for name in ("seven", "one"))
+    assert int.from_bytes(tall, "big") > 1.5 * int.from_bytes(flat, "big")  # two panels
 
 
 @pytest.mark.parametrize("figure", ["all", "figure3", "table1"])

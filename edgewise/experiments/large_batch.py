@@ -164,11 +164,12 @@ def notes(plan: Plan) -> str:
     scale = SCALES[plan.scale]
     names = dict.fromkeys(run.rsplit("-", 1)[1] for run in plan.runs)
     taken = [f"{DEVICES * scale.batch(n):,} for {n} ({scale.batch(n)} a device)" for n in names]
-    long = [f"{scale.steps(name):,}" for name in names]
+    *long, last = [f"{scale.steps(name):,}" for name in names]
     share = "" if scale.epochs == LENGTH else f", as the same share of {scale.epochs:g} epochs"
     return (
         f"Images a step, over {DEVICES} devices: {', '.join(taken)}. Every run has {scale.epochs:g} epochs, "
-        f"which are {', '.join(long)} steps. Warm-ups are the reference's{share}; the rate drops to a tenth "
-        f"after more than {scale.patience} evaluations without a gain (the reference gives no number). It "
-        "does not say how data lay on devices here: two classes each, which these nets do not notice."
+        f"which are {', '.join(long)} and {last} steps. Warm-ups are the reference's{share}; the rate drops "
+        f"to a tenth after more than {scale.patience} evaluations without a gain (the reference gives no "
+        "number). It does not say how data lay on devices here: two classes each, which these nets do not "
+        "notice."
     )

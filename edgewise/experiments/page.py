@@ -12,7 +12,7 @@ from typing import Any
 from edgewise import records
 from edgewise.experiments.base import Plan
 from edgewise.experiments.claims import Claim, Outcome
-from edgewise.report.curves import Curve, draw
+from edgewise.report.curves import Curve, Panel, draw_panels
 
 COLUMNS = ("run", "round", "step", "examples_seen", "lr", "accuracy", "loss", "train_loss")
 BESIDE = (
@@ -27,13 +27,14 @@ class Curves:
     """Accuracy over steps. By run: its label, in the order of the legend, and what the reference says.
 
     `epochs`: over epochs in place of steps, where runs differ in their batches. `notes`: what a reader has
-    to know besides, under the table.
+    to know besides, under the table. `panels`: the runs of each part of the picture, else one holds all.
     """
 
     labels: dict[str, str]
     expected: dict[str, Claim]
     epochs: bool = False
     notes: Callable[[Plan], str] | None = None
+    panels: tuple[tuple[str, ...], ...] = ()
 
     def write(self, plan: Plan, runs: Path, out: Path) -> str:
         rows = {name: [r for r in records.rows(runs / name) if "accuracy" in r] for name in plan.runs}
@@ -51,7 +52,7 @@ class Curves:
         outcomes: Mapping[str, Outcome],
         runs: Path,
     ) -> bytes:
-        curves = []
+        curves = {}
         for name, label in self.labels.items():
             ended = label
             if outcomes[name].accuracy is None:  # its last evaluation follows in the label
@@ -59,9 +60,10 @@ class Curves:
             places = [
                 r["examples_seen"] / held(runs / name) if self.epochs else r["step"] for r in rows[name]
             ]
-            curves.append(Curve(ended, places, [r["accuracy"] for r in rows[name]]))
+            curves[name] = Curve(ended, places, [r["accuracy"] for r in rows[name]])
         axis = "epochs" if self.epochs else "steps"
-        return draw(curves, plan.figure.title, subtitle(plan), chance=CHANCE, axis=axis)
+        panels = [Panel(axis, [curves[name] for name in names]) for names in self.panels or (curves,)]
+        return draw_panels(panels, plan.figure.title, subtitle(plan), chance=CHANCE)
 
     def _page(self, plan: Plan, outcomes: Mapping[str, Outcome]) -> str:
         figure = plan.figure

@@ -49,11 +49,9 @@ class Panel:
     low: float = 0.0
 
 
-def draw(
-    curves: Sequence[Curve], title: str, subtitle: str, *, chance: float | None, axis: str = "steps"
-) -> bytes:
+def draw(curves: Sequence[Curve], title: str, subtitle: str, *, chance: float | None) -> bytes:
     """The curves over steps as a PNG, each labelled at its end; a dotted line at chance."""
-    return draw_panels([Panel(axis, curves)], title, subtitle, chance=chance)
+    return draw_panels([Panel("steps", curves)], title, subtitle, chance=chance)
 
 
 def draw_panels(panels: Sequence[Panel], title: str, subtitle: str, *, chance: float | None) -> bytes:
