@@ -165,11 +165,13 @@ def notes(plan: Plan) -> str:
     names = dict.fromkeys(run.rsplit("-", 1)[1] for run in plan.runs)
     taken = [f"{DEVICES * scale.batch(n):,} for {n} ({scale.batch(n)} a device)" for n in names]
     *long, last = [f"{scale.steps(name):,}" for name in names]
-    share = "" if scale.epochs == LENGTH else f", as the same share of {scale.epochs:g} epochs"
+    its_own = scale.epochs == LENGTH
+    share = " its own" if its_own else f" the share of {scale.epochs:g} epochs that they are of its {LENGTH}"
+    recipe = ", ".join(f"{name} {value}" for name, value in {**OURS, **scale.ours}.items())
+    about_ours = f" Ours: {recipe}, the rate times the root of the batch over {SMALLEST}; not tuned."
     return (
         f"Images a step, over {DEVICES} devices: {', '.join(taken)}. Every run has {scale.epochs:g} epochs, "
-        f"which are {', '.join(long)} and {last} steps. Warm-ups are the reference's{share}; the rate drops "
-        f"to a tenth after more than {scale.patience} evaluations without a gain (the reference gives no "
-        "number). It does not say how data lay on devices here: two classes each, which these nets do not "
-        "notice."
-    )
+        f"which are {', '.join(long)} and {last} steps. The reference's warm-ups are{share}; its rate drops "
+        f"to a tenth after more than {scale.patience} evaluations without a gain (it gives no number). It "
+        "does not say how data lay on devices here: two classes each, which these nets do not notice."
+    ) + (about_ours if any(run.startswith("ours-") for run in plan.runs) else "")

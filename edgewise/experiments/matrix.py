@@ -52,7 +52,10 @@ class Matrix:
     def write(self, plan: Plan, runs: Path, out: Path) -> str:
         outcomes = {name: Outcome.read(runs / name) for name in plan.runs}
         records.write(out / f"{plan.name}.csv", self._csv(plan, outcomes))
-        curves = [curve for group in self.groups for curve in _curves(plan, group, outcomes)]
+        first, *others = self.groups
+        curves = _curves(plan, first, outcomes)
+        for group in others:
+            curves += _curves(plan, group, outcomes, f" ({group.title})")
         panel = Panel("images a step", curves, log=True, words=lambda value: f"{value:,.0f}")
         at_zero = ", 0 where it diverged" if any(o.accuracy is None for o in outcomes.values()) else ""
         title, below = plan.figure.title, f"accuracy at the end{at_zero}; {subtitle(plan)}"
@@ -100,11 +103,11 @@ def _cell(group: Group, label: str, batch: str, outcomes: Mapping[str, Outcome])
     return "" if not found else percent(found[0].accuracy) or "diverged"
 
 
-def _curves(plan: Plan, group: Group, outcomes: Mapping[str, Outcome]) -> list[Curve]:
+def _curves(plan: Plan, group: Group, outcomes: Mapping[str, Outcome], added: str = "") -> list[Curve]:
     """Accuracy at the end over images a step, a curve a row; a run that diverged is at zero."""
     curves = []
     for row, label in group.rows.items():
         names = [f"{row}-{batch}" for batch in group.batches if f"{row}-{batch}" in plan.runs]
         sizes = [plan.runs[name].cohort_size * plan.runs[name].batch for name in names]
-        curves.append(Curve(f"{label} ({group.title})", sizes, [outcomes[n].accuracy or 0.0 for n in names]))
+        curves.append(Curve(label + added, sizes, [outcomes[n].accuracy or 0.0 for n in names]))
     return curves
