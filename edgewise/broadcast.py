@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgewise import codecs, randomness, wire
 from edgewise.codecs import Codec, Memory, NotFinite, Raw, Sending
-from edgewise.errors import EdgewiseError
+from edgewise.errors import Diverged
 from edgewise.vector import Layout, State
 
 REFERENCE, LOG, MEMORY = "reference", "log", "memory/"
@@ -132,7 +132,7 @@ class Differences:
             try:
                 payload, self.memory = self.codec.encode(difference, self.layout, self.memory, sending)
             except NotFinite:
-                raise EdgewiseError(f"round {round - 1}: {NOT_FINITE}") from None
+                raise Diverged(f"round {round - 1}: {NOT_FINITE}") from None
             params.add_(self.codec.decode(payload, self.layout, params.dtype).to(params.device))
             self.reference = State(params, state.buffers)
             self.log.append(payload)

@@ -23,7 +23,7 @@ from edgewise.broadcast import Broadcast
 from edgewise.codecs import Codec, NotFinite, Payload, Raw, Sending
 from edgewise.codecs import Memory as CodecMemory
 from edgewise.data.feed import Feed
-from edgewise.errors import EdgewiseError
+from edgewise.errors import Diverged
 from edgewise.local import Batch
 from edgewise.objectives import Objective
 from edgewise.vector import FlatModel, Layout, State
@@ -164,7 +164,7 @@ class Device:
         own = Own(memory.algorithm, self.counts(work.feed), task.guide)
         update, loss, kept = work.algorithm.learn(model, batches, task.factor, work.objective, own)
         if not math.isfinite(loss):
-            raise EdgewiseError(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
+            raise Diverged(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
         local = leave(model, task.state, update)
         key = randomness.key(work.feed.seed, "codec", self.id, task.round)
         # The server multiplies a gradient by the learning rate; an update has it in it already.
@@ -172,7 +172,7 @@ class Device:
         try:
             payload, codec = work.codec.encode(update, model.layout, memory.codec, sending)
         except NotFinite as error:
-            raise EdgewiseError(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
+            raise Diverged(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
         examples = steps * size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
         kept = {name: tensor.cpu() for name, tensor in kept.items()}

@@ -10,5 +10,9 @@ class EdgewiseError(Exception):
     """
 
 
+class Diverged(EdgewiseError):
+    """Training came to numbers that are not finite. The run's folder says so (`records.DIVERGED`)."""
+
+
 class EdgewiseWarning(UserWarning):
     """Something legal that the user would want to know, said once."""

@@ -1,5 +1,7 @@
 """What a run writes down: config.toml, rounds.jsonl, checkpoint.safetensors, summary.json, model.safetensors.
 
+Or diverged.json in place of the last two.
+
 Files appear whole or not at all (`files.py`). A checkpoint is one file, so one rename
 commits a round; resuming cuts rounds.jsonl back to it.
 """
@@ -27,6 +29,7 @@ from edgewise.files import write as write
 CHECKPOINT = "checkpoint.safetensors"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
+DIVERGED = "diverged.json"
 CONFIG = "config.toml"
 MODEL = "model.safetensors"
 PARTITION = "partition.csv"
@@ -153,6 +156,8 @@ class Records:
             raise EdgewiseError(f"{path}: not the {round} rounds that the checkpoint came after; start anew")
         write(dealt, holdings)
         write(path, b"".join(kept))
+        with one_line(self.folder / DIVERGED):
+            (self.folder / DIVERGED).unlink(missing_ok=True)
         self._open()
 
     def _open(self) -> None:
@@ -168,6 +173,10 @@ class Records:
         with one_line(self.folder / ROUNDS):
             while rest:
                 rest = rest[self._rounds.write(rest) :]
+
+    def diverged(self, why: str) -> None:
+        """Write down that training came to numbers that are not finite, after the rounds in rounds.jsonl."""
+        write(self.folder / DIVERGED, json.dumps({"why": why}) + "\n")
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Commit everything up to now. The lines go to the disk first: a checkpoint never outruns them."""
@@ -200,6 +209,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         for line in path.read_bytes().splitlines(keepends=True)
         if _number(line) < float("inf")
     ]
+
+
+def diverged(folder: Path) -> bool:
+    """Whether a run ended in numbers that are not finite; resumed, it does so again."""
+    return (folder / DIVERGED).exists()
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

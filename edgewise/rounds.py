@@ -26,7 +26,7 @@ from edgewise.data import Dataset
 from edgewise.device import DIVERGED, Reply, Task
 from edgewise.diagnosis import Probed, Watch
 from edgewise.engines import Engine, first
-from edgewise.errors import EdgewiseError
+from edgewise.errors import Diverged, EdgewiseError
 from edgewise.judgement import measured
 from edgewise.memories import Note
 from edgewise.pacing import local_steps, paced
@@ -183,7 +183,19 @@ def _restore(parts: Parts, path: Path) -> tuple[Progress, Note | None]:
 def _play(
     parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
 ) -> Generator[Round]:
-    """Play every round that is left, then finish. What was yielded is committed when the caller stops."""
+    """Play every round that is left, then finish; or write down that training diverged."""
+    try:
+        yield from _rounds(parts, engine, progress, book, checkpoint_seconds)
+    except Diverged as error:
+        book.diverged(str(error))
+        raise
+    finish(parts, progress.model, book.folder)
+
+
+def _rounds(
+    parts: Parts, engine: Engine, progress: Progress, book: Records, checkpoint_seconds: float
+) -> Generator[Round]:
+    """Play every round that is left. What was yielded is committed when the caller stops."""
     due = time.monotonic() + checkpoint_seconds
     while progress.round < parts.rounds:
         row = _round(parts, engine, progress, book.folder)
@@ -199,7 +211,6 @@ def _play(
         except GeneratorExit:
             _commit(parts, engine, progress, book)
             raise
-    finish(parts, progress.model, book.folder)
 
 
 def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None = None) -> Round:
@@ -299,13 +310,13 @@ def cohort(config: Config, round: int) -> Sequence[int]:
 def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
     for device, loss in zip(devices, losses, strict=True):
         if not math.isfinite(loss):
-            raise EdgewiseError(f"round {round}, device {device}: the loss is {loss}; {DIVERGED}")
+            raise Diverged(f"round {round}, device {device}: the loss is {loss}; {DIVERGED}")
 
 
 def _check_state(progress: Progress) -> None:
     states = [state for state in (progress.server.state, progress.ema) if state is not None]
     if not all(bool(torch.isfinite(t).all()) for state in states for t in (state.params, state.buffers)):
-        raise EdgewiseError(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
+        raise Diverged(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
 
 
 def _due(config: Config, number: int, rounds: int) -> bool:

@@ -24,7 +24,7 @@ from edgewise.data.partition import Labels
 from edgewise.deploy import assemble_coordinator
 from edgewise.device import Reply, Task, Terms
 from edgewise.engines import Inline
-from edgewise.errors import EdgewiseError, EdgewiseWarning
+from edgewise.errors import Diverged, EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import evaluate
 from edgewise.memories import Memories
 from edgewise.models.norms import Batch, Group
@@ -357,8 +357,14 @@ def test_a_loss_that_is_no_number_names_the_device(algorithm: Any, tmp_path: Pat
     kept = Checkpoint.load(tmp_path / "run" / records.CHECKPOINT)
     assert kept.note["round"] == first - 1 == len(records.rows(tmp_path / "run"))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors.values())
-    with pytest.raises(EdgewiseError, match=says):
+    assert records.diverged(tmp_path / "run") and records.summary(tmp_path / "run") is None
+    with pytest.raises(Diverged, match=says):
         list(run(config, tmp_path / "run", dataset=white, resume=True))
+    assert says[1:] in (tmp_path / "run" / records.DIVERGED).read_text()
+    whole = run(config, tmp_path / "run", dataset=digits, resume=True)
+    for _ in whole:  # with images that do no harm it goes on, and nothing says that it did not
+        assert not records.diverged(tmp_path / "run")
+    assert records.summary(tmp_path / "run") is not None
 
 
 def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from edgewise.config import Config
 
 
 class Page(Protocol):
-    def write(self, plan: Plan, out: Path) -> str:
-        """Write NAME.csv, NAME.png and NAME.md into `out` from its finished runs; returns the last one."""
+    def write(self, plan: Plan, runs: Path, out: Path) -> str:
+        """Write NAME.csv, NAME.png and NAME.md into `out` from what is in `runs`; returns the last one."""
         ...
 
 
@@ -26,6 +26,8 @@ class Figure:
     scales: tuple[str, ...]
     runs: Callable[[str], dict[str, Config]]  # by scale; their seeds count from the one that is asked for
     page: Page
+    family: str | None = None  # of figures in which a run of one name is the same run
+    diverging: bool = False  # whether a run that diverges is a result, which the page can show
 
 
 @dataclass(frozen=True)

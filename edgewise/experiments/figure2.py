@@ -12,6 +12,7 @@ from edgewise.config import Config
 from edgewise.data.batches import Augment
 from edgewise.data.partition import Iid, Labels
 from edgewise.experiments.base import Figure
+from edgewise.experiments.claims import Claim
 from edgewise.experiments.page import Curves
 from edgewise.models.norms import Batch, Group
 from edgewise.schedules import Cosine
@@ -67,11 +68,11 @@ FIGURE = Figure(
             "skewed-batch": "batch norm, 2 classes a device",
         },
         expected={
-            "iid-batch": "the reference level",
-            "skewed-fixup": "close to the reference level",
-            "iid-group": "not shown",
-            "skewed-group": "close to the reference level, a little below",
-            "skewed-batch": "random predictions",
+            "iid-batch": Claim("the reference level"),
+            "skewed-fixup": Claim("close to the reference level", -0.05, 0.05, of="iid-batch"),
+            "iid-group": Claim("not shown"),
+            "skewed-group": Claim("close to the reference level, a little below", -0.05, 0.0, of="iid-batch"),
+            "skewed-batch": Claim("random predictions", high=0.15),
         },
     ),
 )

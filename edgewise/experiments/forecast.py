@@ -43,8 +43,8 @@ class Forecast:
 
     iid: str = "iid"
 
-    def write(self, plan: Plan, out: Path) -> str:
-        accuracies = {n: (records.summary(out / "runs" / n) or {})["accuracy"] for n in plan.runs}
+    def write(self, plan: Plan, runs: Path, out: Path) -> str:
+        accuracies = {n: (records.summary(runs / n) or {})["accuracy"] for n in plan.runs}
         splits = []
         for name, config in plan.runs.items():
             with warnings.catch_warnings():

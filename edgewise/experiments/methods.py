@@ -53,13 +53,13 @@ class Methods:
     every: Callable[[str], int]
     shown: Sequence[tuple[str, str, str]]
 
-    def write(self, plan: Plan, out: Path) -> str:
-        summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
+    def write(self, plan: Plan, runs: Path, out: Path) -> str:
+        summaries = {name: records.summary(runs / name) or {} for name in plan.runs}
         rows: dict[Cell, dict[int, dict[str, Any]]] = {}
         for name, config in plan.runs.items():
             rows.setdefault(self.cell(name), {})[config.seed] = summaries[name]
         records.write(out / f"{plan.name}.csv", self._csv(plan, summaries))
-        curves = [curve for curve in map(lambda s: self._curve(plan, out, *s), self.shown) if curve]
+        curves = [curve for curve in map(lambda s: self._curve(plan, runs, *s), self.shown) if curve]
         picture = draw(
             curves, plan.figure.title, f"K = {self.every(plan.scale)}, {subtitle(plan)}", chance=0.1
         )
@@ -68,13 +68,13 @@ class Methods:
         records.write(out / f"{plan.name}.md", page)
         return page
 
-    def _curve(self, plan: Plan, out: Path, method: str, pairing: str, label: str) -> Curve | None:
+    def _curve(self, plan: Plan, folder: Path, method: str, pairing: str, label: str) -> Curve | None:
         """The mean over seeds of a method's accuracy over steps."""
         wanted = Cell(method, self.every(plan.scale), pairing)
         names = [name for name in plan.runs if self.cell(name) == wanted]
         if not names:
             return None
-        runs = [[row for row in records.rows(out / "runs" / name) if "accuracy" in row] for name in names]
+        runs = [[row for row in records.rows(folder / name) if "accuracy" in row] for name in names]
         steps = [row["step"] for row in runs[0]]
         return Curve(label, steps, [mean([run[i]["accuracy"] for run in runs]) for i in range(len(steps))])
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from edgewise import records
 from edgewise.errors import EdgewiseError
 from edgewise.experiments.base import Plan
+from edgewise.reconcile import reconcile
 from edgewise.rounds import total_rounds
 
 POLL_SECONDS = 0.5
@@ -41,11 +42,12 @@ class Job:
 def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None) -> None:
     """Play every run of `plan` into `out`/runs/NAME; with `resume`, only what is left of them.
 
-    `jobs` runs go on at a time, by default as many as there are cores. EdgewiseError if a run fails.
+    `jobs` runs go on at a time, by default as many as there are cores. EdgewiseError if a run fails. One that
+    diverges has not failed where the figure counts that as a result.
     """
     console = Console(stderr=True)
     bars = Progress(
-        TextColumn("{task.description:14}"),
+        TextColumn("{task.description:20}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
         TimeRemainingColumn(),
@@ -53,7 +55,12 @@ def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None
         console=console,
         disable=not console.is_terminal,
     )
-    waiting = _prepare(plan, out, resume, bars)
+    if not resume:
+        check_free(plan, out)
+    waiting = _prepare(plan, out, bars)
+    for job in waiting:
+        _look(job, bars)
+    waiting = [job for job in waiting if not _finished(plan, job)]
     running: list[Job] = []
     with bars:
         try:
@@ -63,18 +70,23 @@ def play(plan: Plan, out: Path, *, resume: bool = False, jobs: int | None = None
                 time.sleep(POLL_SECONDS)
                 for job in list(running):
                     _look(job, bars)
-                    if _ended(job, console):
+                    if _ended(plan, job, console):
                         running.remove(job)
         finally:
             _stop(running)
 
 
-def _prepare(plan: Plan, out: Path, resume: bool, bars: Progress) -> list[Job]:
+def check_free(plan: Plan, out: Path) -> None:
+    """EdgewiseError if a run of `plan` is in `out` already."""
+    for folder in (out / "runs" / name for name in plan.runs):
+        if folder.exists():
+            raise EdgewiseError(f"{folder}: holds a run already; give --resume, or another --out")
+
+
+def _prepare(plan: Plan, out: Path, bars: Progress) -> list[Job]:
     jobs = []
     for name, config in plan.runs.items():
         folder = out / "runs" / name
-        if folder.exists() and not resume:
-            raise EdgewiseError(f"{folder}: holds a run already; give --resume, or another --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,6 +94,18 @@ def _prepare(plan: Plan, out: Path, resume: bool, bars: Progress) -> list[Job]:
         records.write(_beside(folder, ".toml"), config.toml())
         jobs.append(Job(name, folder, bars.add_task(name, total=None, words="")))
     return jobs
+
+
+def _finished(plan: Plan, job: Job) -> bool:
+    """Whether there is nothing left to play; EdgewiseError if what is there is a run of other settings."""
+    if not (records.summary(job.folder) or _diverged(plan, job)):
+        return False
+    reconcile(job.folder / records.CONFIG, plan.runs[job.name])
+    return True
+
+
+def _diverged(plan: Plan, job: Job) -> bool:
+    return plan.figure.diverging and records.diverged(job.folder)
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -111,12 +135,15 @@ def _look(job: Job, bars: Progress) -> None:
         bars.update(job.bar, total=total_rounds(job.folder), completed=rows[-1]["round"], words=words)
 
 
-def _ended(job: Job, console: Console) -> bool:
+def _ended(plan: Plan, job: Job, console: Console) -> bool:
     """Whether a run has ended; EdgewiseError with its own last line if it failed."""
     assert job.process is not None
     status = job.process.poll()
     if status is None:
         return False
+    if status != 0 and _diverged(plan, job):
+        console.print(f"{job.name}: diverged after {len(records.rows(job.folder))} rounds")
+        return True
     if status != 0:
         lines = job.log.read_text(errors="replace").strip().splitlines() or ["no output"]
         words = [line for line in lines if line.startswith("edgewise: ")] or lines

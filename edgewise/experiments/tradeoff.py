@@ -61,8 +61,8 @@ class Cell:
 class Tradeoff:
     """Accuracy over what a device sent, a panel for each algorithm and partition."""
 
-    def write(self, plan: Plan, out: Path) -> str:
-        summaries = {name: records.summary(out / "runs" / name) or {} for name in plan.runs}
+    def write(self, plan: Plan, runs: Path, out: Path) -> str:
+        summaries = {name: records.summary(runs / name) or {} for name in plan.runs}
         cells = gather(plan, summaries)
         records.write(out / f"{plan.name}.csv", _csv(plan, summaries))
         points = [
