@@ -3,16 +3,18 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgewise import experiments, records
+from edgewise import data, experiments, records
 from edgewise.algorithms import FedAvg
 from edgewise.config import Config
 from edgewise.data.partition import Iid, Labels
+from edgewise.errors import EdgewiseError
 from edgewise.experiments import Figure, Plan
 from edgewise.experiments.drift import METHODS, PAIRINGS, cell
 from edgewise.experiments.methods import Cell, Methods, difference
@@ -110,3 +112,8 @@ def test_a_curve_is_the_mean_of_its_seeds(written: Path) -> None:
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_a_run_says_in_its_name_what_it_is(method: str, pairing: str) -> None:
     assert cell(f"{method}-150-{pairing}-seed2") == Cell(method, 150, pairing)
+
+
+def test_the_screen_takes_a_folder_for_its_images(tmp_path: Path) -> None:
+    with pytest.raises(EdgewiseError, match=re.escape(str(tmp_path))):
+        data.load("edgewise.experiments.screen:data", tmp_path)

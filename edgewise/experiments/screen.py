@@ -6,6 +6,8 @@ split for every seed. A run of it costs a fifth of one at laptop scale.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,9 +22,9 @@ from edgewise.models.resnet import ResNet18, Shape
 HELD_BACK = 5_000  # training images to choose by
 
 
-def data() -> Dataset:
-    """CIFAR-10 at 16x16 pixels, from the folder that EDGEWISE_DATA names; its test set is not used."""
-    whole = cifar10.load()
+def data(folder: Path | None = None) -> Dataset:
+    """CIFAR-10 at 16x16 pixels, from a folder as for `--data cifar10`; its test set is not used."""
+    whole = cifar10.load(folder)
     train = whole.train
     order = torch.randperm(len(train), generator=randomness.generator(0, "screen"))
     parts = [train.pick(indices) for indices in (order[:-HELD_BACK], order[-HELD_BACK:])]
