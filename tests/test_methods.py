@@ -102,10 +102,10 @@ def test_every_run_has_its_line_and_the_picture_is_one(written: Path) -> None:
 
 
 def test_a_curve_is_the_mean_of_its_seeds(written: Path) -> None:
-    curve = PAGE._curve(PLAN, written, "fedavg", "iid", "even")
+    curve = PAGE._curve(PLAN, written / "runs", "fedavg", "iid", "even")
     assert curve is not None
     assert list(curve.steps) == [2, 4] and list(curve.accuracies) == pytest.approx([0.275, 0.55])
-    assert PAGE._curve(PLAN, written, "none", "iid", "not run") is None
+    assert PAGE._curve(PLAN, written / "runs", "none", "iid", "not run") is None
 
 
 @pytest.mark.parametrize("method", METHODS)
