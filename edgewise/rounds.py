@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +23,20 @@ from edgewise.assemble import Parts, assemble
 from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
-from edgewise.device import DIVERGED, Reply, Task
+from edgewise.device import DIVERGED, Task
 from edgewise.diagnosis import Probed, Watch
 from edgewise.engines import Engine, first
 from edgewise.errors import EdgewiseError
+from edgewise.intake import Intake
 from edgewise.judgement import measured
 from edgewise.memories import Note
-from edgewise.pacing import local_steps, paced
+from edgewise.pacing import evaluated, local_steps, paced
 from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
 from edgewise.summary import finish
-from edgewise.vector import State
 
 CHECKPOINT_SECONDS = 15.0
-
-
-@dataclass
-class _Got:
-    """What came back in a round, device by device; the updates themselves are in the mean."""
-
-    devices: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-    examples: int = 0
-    steps: dict[int, float] = field(default_factory=dict)  # examples of devices that took so many
-
-    def note(self, reply: Reply, batch: int) -> None:
-        steps = reply.examples // (batch * len(reply.devices))
-        self.steps[steps] = self.steps.get(steps, 0.0) + reply.examples
-        self.devices += reply.devices
-        self.losses += reply.losses
-        self.bytes += [reply.bytes_each] * len(reply.devices)
-        self.examples += reply.examples
 
 
 @dataclass(frozen=True)
@@ -208,16 +189,19 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
     task = progress.task(parts)
-    due = _due(config, number, parts.rounds)
+    due = evaluated(config, number, parts.rounds)
     watch = parts.watching.round(number, task.state, cohort(config, number) if due else ())
-    got, mean = _gather(parts, engine.ask(task, asked), task, watch, folder)
+    intake = Intake(config, layout, task, watch, folder)
+    intake.take(engine.ask(task, asked))
+    watch.look_back()
+    got, mean = intake.tally, intake.gathering.value()
     drift = watch.drifted(mean)
     beside = guide_bytes(task.guide, config.codec_down, layout)
     down = [progress.way.bytes_each(device) + beside for device in asked]
     share = min(1.0, len(got.devices) / config.devices)
-    _step(parts, progress, Combined(mean, task.factor, got.steps, share))
+    _step(parts, progress, Combined(mean, task.factor, got.steps(config.batch), share))
     progress.round = number
-    progress.examples += got.examples
+    progress.examples += sum(got.examples)
     progress.way.deliver(asked)
     engine.memories.commit(got.devices)
     parts.model.check()
@@ -237,26 +221,6 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
         **drift,
     )
     return _evaluated(row, parts, progress, engine, task, watch) if due else row
-
-
-def _gather(
-    parts: Parts, replies: Iterable[Reply], task: Task, watch: Watch, folder: Path | None
-) -> tuple[_Got, State]:
-    """The round's replies, and what their updates come to."""
-    config, got = parts.config, _Got()
-    gathering = config.aggregate.start(task.state, folder)
-    for reply in replies:
-        _check_losses(task.round, reply.devices, reply.losses)
-        update = config.codec.decode(reply.payload, parts.model.layout, parts.model.params.dtype)
-        if not config.codec.lossless:  # what a codec makes of zeros may be something else
-            for stretch in (parts.model.layout.frozen, parts.model.layout.local):
-                update[stretch] = 0
-        sent = _on(task.state, update, reply.buffers)
-        gathering.add(sent, weight=reply.examples)
-        watch.add(reply.devices, sent, reply.examples)
-        got.note(reply, config.batch)
-    watch.look_back()
-    return got, gathering.value()
 
 
 def _step(parts: Parts, progress: Progress, combined: Combined) -> None:
@@ -291,25 +255,10 @@ def cohort(config: Config, round: int) -> Sequence[int]:
     return first(ranking(config, round), config.cohort_size)
 
 
-def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
-    for device, loss in zip(devices, losses, strict=True):
-        if not math.isfinite(loss):
-            raise EdgewiseError(f"round {round}, device {device}: the loss is {loss}; {DIVERGED}")
-
-
 def _check_state(progress: Progress) -> None:
     state = progress.server.state
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (state.params, state.buffers)):
         raise EdgewiseError(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
-
-
-def _due(config: Config, number: int, rounds: int) -> bool:
-    return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
-
-
-def _on(like: State, params: Tensor, buffers: Tensor) -> State:
-    """A decoded state, where the model is."""
-    return State(params.to(like.params.device), buffers.to(like.buffers.device))
 
 
 def _each(lengths: list[int]) -> int | list[int]:

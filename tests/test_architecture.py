@@ -36,6 +36,7 @@ STAGES = """
     device
     network evaluate records
     memories
+    intake
     engines
     reconcile assemble
     deploy

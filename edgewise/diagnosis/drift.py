@@ -41,6 +41,13 @@ class Drift:
             if self.total is not None:
                 self.total.add_(update, alpha=weight)
 
+    def join(self, other: Drift) -> None:
+        """The updates that another one was given, too; where neither adds them up."""
+        self.units.add_(other.units)
+        self.count += other.count
+        self.lengths += other.lengths
+        self.weight += other.weight
+
     @property
     def cosine(self) -> float | None:
         """The mean over pairs; None where there is no pair."""
