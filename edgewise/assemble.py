@@ -140,7 +140,10 @@ class Parts:
 
             assert folder is not None
             return loopback(self.fleet_run(folder), self.config, folder, note)
-        memories = Memories(note, folder and folder / MEMORIES)
+        return self.simulated(Memories(note, folder and folder / MEMORIES))
+
+    def simulated(self, memories: Memories) -> Inline | Fused:
+        """The engine of devices in this process; `memories`: of those that it will be asked for."""
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories, self._trials)
         on_cpu = self.model.params.device.type == "cpu"

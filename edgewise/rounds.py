@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
 from edgewise.summary import finish
+
+if TYPE_CHECKING:
+    from edgewise.engines.torchrun.crew import Crew
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -92,6 +95,9 @@ def run(
     yields nothing. Closing the iterator between rounds commits them. `dataset` replaces the one that the
     config names, `dealt` (the indices of each device's examples) its partition. EdgewiseError for
     whatever the user can put right.
+
+    With the engine torchrun, rank 0 does all of this, and other ranks' devices answer it: there, nothing is
+    yielded.
     """
 
     def simulate(config: Config) -> Parts:
@@ -100,7 +106,50 @@ def run(
     def reach(parts: Parts, note: Note | None) -> Engine:
         return parts.engine(note, Path(out))
 
+    if config.engine == "torchrun":
+        from edgewise.engines.torchrun.crew import Crew  # torch.distributed is imported where it is used
+
+        crew = Crew.of(config)
+        if crew.group is None and dataset is not None:
+            raise EdgewiseError(
+                "processes: other processes know of no dataset that was given in Python; name it "
+                "(data = package.module:function), or start the script with torchrun"
+            )
+        return over_ranks(crew, config, Path(out), simulate, resume, checkpoint_seconds)
     return drive(config, Path(out), simulate, reach, resume, checkpoint_seconds)
+
+
+def over_ranks(
+    crew: Crew,
+    config: Config,
+    folder: Path,
+    simulate: Callable[[Config], Parts],
+    resume: bool,
+    checkpoint_seconds: float,
+) -> Generator[Round]:
+    """`run` on a crew that is known. `simulate` makes a run's parts, on every rank."""
+    from edgewise.engines.torchrun.follow import follow
+    from edgewise.engines.torchrun.group import Lost
+    from edgewise.engines.torchrun.lead import Ranks
+
+    def reach(parts: Parts, note: Note | None) -> Engine:
+        return Ranks(crew.group, parts, note, folder) if crew.group else parts.engine(note, folder)
+
+    with closing(crew):
+        if crew.rank and crew.group:
+            follow(crew.group, simulate)
+            return
+        try:
+            yield from drive(
+                config,
+                folder,
+                lambda config: crew.prepare(config, simulate),
+                reach,
+                resume,
+                checkpoint_seconds,
+            )
+        except Lost as error:
+            raise crew.explained(error) from None
 
 
 def drive(
