@@ -10,10 +10,15 @@ import threading
 import warnings
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgewise.errors import EdgewiseError, EdgewiseWarning
+
+if TYPE_CHECKING:
+    from edgewise.config import Config
+    from edgewise.data import Dataset
 
 GONE = 1  # the exit status where there is no one left to tell why
 
@@ -21,10 +26,8 @@ GONE = 1  # the exit status where there is no one left to tell why
 @click.command(hidden=True)
 def rank() -> None:
     """Be a rank of the run that standard input names, for as long as that is open."""
-    from edgewise import data  # here, because they import PyTorch
-    from edgewise.assemble import assemble
+    from edgewise.assemble import assemble  # here, because they import PyTorch
     from edgewise.config import Config
-    from edgewise.data import Dataset
     from edgewise.engines.torchrun.crew import join
     from edgewise.engines.torchrun.follow import follow
     from edgewise.engines.torchrun.group import Lost
@@ -36,16 +39,23 @@ def rank() -> None:
         return  # not needed
     threading.Thread(target=_end_with_input, daemon=True).start()
     words = json.loads(line)
-    config = Config.of(words["settings"])
-    dataset: Dataset | None = None
-    with suppress(EdgewiseError):  # then it is said where it is answered for
-        dataset = data.load(config.data, Path(config.data_dir) if config.data_dir else None)
+    loaded = _loading(Config.of(words["settings"]))
     try:
         with closing(join(words["rank"], words["size"], words["port"])) as crew:
             assert crew.group is not None
-            follow(crew.group, lambda config: assemble(config, dataset))
+            follow(crew.group, lambda config: assemble(config, loaded.get((config.data, config.data_dir))))
     except Lost:
         os._exit(GONE)
+
+
+def _loading(config: Config) -> dict[tuple[str, str | None], Dataset]:
+    """The data of a run, while rank 0 gets ready itself."""
+    from edgewise import data
+
+    with suppress(EdgewiseError):  # it is said when the run begins
+        folder = Path(config.data_dir) if config.data_dir else None
+        return {(config.data, config.data_dir): data.load(config.data, folder)}
+    return {}
 
 
 def _end_with_input() -> None:
