@@ -140,7 +140,10 @@ class Parts:
 
             assert folder is not None
             return loopback(self.fleet_run(folder), self.config, folder, note)
-        memories = Memories(note, folder and folder / MEMORIES)
+        return self.simulated(Memories(note, folder and folder / MEMORIES))
+
+    def simulated(self, memories: Memories) -> Inline | Fused:
+        """The engine of devices in this process; `memories`: of those that it will be asked for."""
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories, self._trials)
         on_cpu = self.model.params.device.type == "cpu"
@@ -263,8 +266,10 @@ def choose_fused(config: Config, model: FlatModel) -> str:
     """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
     obstacle = _obstacle(config, model)
     synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
-    if synced and (obstacle or config.fused == "off"):
-        reason = obstacle or "fused is off"
+    scattered = config.engine == "torchrun" and config.processes not in (None, "auto", "1")
+    if synced and (obstacle or scattered or config.fused == "off"):
+        apart = f"its devices are in {config.processes} processes" if scattered else "fused is off"
+        reason = obstacle or apart
         raise EdgewiseError(
             "norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), "
             f"but {reason}"

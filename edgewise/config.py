@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise import algorithms, codecs, recipes, specs
+from edgewise import algorithms, codecs, hire, recipes, specs
 from edgewise.aggregators import AGGREGATORS, Aggregator, WeightedMean
 from edgewise.algorithms import Algorithm, FedAvg, SyncSGD
 from edgewise.codecs import Codec, Raw
@@ -77,6 +77,7 @@ class Config:
     diagnose: Diagnose = Light()
     fused: str = "auto"
     engine: str = "inline"
+    processes: str | None = None
     accelerator: str = "auto"
     precision: str = "fp32"
     threads: int = 1
@@ -90,8 +91,17 @@ class Config:
         if self.warmup_lr is not None and not sgd.lr * sgd.lr_scale > 0:
             raise EdgewiseError("warmup_lr: a warm-up needs a peak to end at; lr * lr_scale is 0")
         self.aggregate.check(self.cohort_size)
+        self._check_processes()
         self._check_codecs()
         self._check_loss()
+
+    def _check_processes(self) -> None:
+        if self.processes is None:
+            return
+        hire.count(self.processes, self.cohort_size)
+        if self.engine == "fleet":
+            raise EdgewiseError("processes: a fleet's devices have one each; leave it out")
+        object.__setattr__(self, "engine", "torchrun")
 
     def _check_codecs(self) -> None:
         if isinstance(codecs.inner(self.codec_down), codecs.DGC):

@@ -15,7 +15,7 @@ removed when the run goes on, which comes to these versions again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,43 @@ Note = dict[str, Any]
 Version = tuple[int, int]  # a device, and its place in its data in steps
 
 BUDGET = 4 * 2**30  # bytes of devices' vectors kept in RAM
-OURS = re.compile(r"\d+-\d+\.safetensors|\.\d+-\d+\.safetensors\.part")  # files, whole or being written
+OURS = re.compile(r"(\d+)-\d+\.safetensors|\.(\d+)-\d+\.safetensors\.part")  # files, whole or being written
+
+
+def part(note: Note | None, devices: Container[int]) -> Note | None:
+    """What a note says of these devices."""
+    if note is None:
+        return None
+    steps = {device: step for device, step in note["steps"].items() if int(device) in devices}
+    return {"steps": steps, "filed": [device for device in note["filed"] if device in devices]}
+
+
+def joined(notes: Iterable[Note]) -> Note:
+    """One note for notes of different devices."""
+    steps: dict[int, int] = {}
+    filed: list[int] = []
+    for note in notes:
+        steps |= {int(device): step for device, step in note["steps"].items()}
+        filed += note["filed"]
+    return {"steps": dict(sorted(steps.items())), "filed": sorted(filed)}
 
 
 class Memories:
-    """The memories by device. `folder`, in which no other process may be, is where those beyond `budget`
+    """The memories by device. `folder` is where those beyond `budget` bytes lie; None: all stay in RAM.
 
-    bytes lie; None: all stay in RAM.
+    `mine`: whose memories these are; None: all devices'. No two processes may have the same device's.
     """
 
-    def __init__(self, note: Note | None = None, folder: Path | None = None, budget: int = BUDGET) -> None:
+    def __init__(
+        self,
+        note: Note | None = None,
+        folder: Path | None = None,
+        budget: int = BUDGET,
+        mine: Container[int] | None = None,
+    ) -> None:
         """`note`: what `save` returned; EdgewiseError if a file is gone that it stands for."""
         note = note or {"steps": {}, "filed": []}
-        self.folder, self.budget = folder, budget
+        self.folder, self.budget, self.mine = folder, budget, mine
         self.places = {int(device): step for device, step in note["steps"].items()}  # of all ever asked
         self.pending: dict[int, int] = {}  # the places that devices propose
         self.kept: dict[Version, Memory] = {}  # committed and proposed, the oldest first
@@ -102,7 +126,12 @@ class Memories:
         if self.folder and self.folder.is_dir():
             needed = {self._file(version) for version in self.filed | self.named}
             for path in self.folder.iterdir():
-                if OURS.fullmatch(path.name) and path not in needed:
+                found = OURS.fullmatch(path.name)
+                if (
+                    found
+                    and path not in needed
+                    and (self.mine is None or int(found[1] or found[2]) in self.mine)
+                ):
                     path.unlink(missing_ok=True)
 
     def _withdraw(self, device: int) -> None:

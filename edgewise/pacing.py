@@ -1,4 +1,4 @@
-"""How many steps: of a run, of a round; and the schedule over them."""
+"""How many steps: of a run, of a round; the schedule over them; which rounds are evaluated."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def paced_alike(config: Config, examples: int) -> Config:
             f"round on average here, and not {algorithm.sync_every}; give one of the two"
         )
     return found
+
+
+def evaluated(config: Config, number: int, rounds: int) -> bool:
+    """Whether the state is evaluated after this round of so many."""
+    return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
 
 
 def make_schedule(config: Config, steps: int, examples: int) -> Schedule:

@@ -10,7 +10,7 @@ from edgewise.config import Config, read_toml
 from edgewise.errors import EdgewiseError
 from edgewise.settings import NAMES
 
-FREE = ("data_dir",)  # the data may have moved
+FREE = ("data_dir", "processes")  # the data may have moved, and the machine may be another
 OPEN = (None, "auto")  # was left open then and may be left open now
 
 
@@ -18,7 +18,8 @@ def reconcile(path: Path, asked: Config) -> Config:
     """The stored config; EdgewiseError naming the first setting in which `asked` differs from it."""
     stored = read_toml(path)
     agree(_run(path), _flat(path, stored), asked.flat())
-    return Config.of({**stored, "data_dir": asked.data_dir or stored.get("data_dir")})
+    free = {name: getattr(asked, name) for name in FREE}
+    return Config.of({**stored, **{name: value for name, value in free.items() if value not in OPEN}})
 
 
 def overlay(path: Path, given: Mapping[str, Any]) -> Config:
@@ -28,7 +29,7 @@ def overlay(path: Path, given: Mapping[str, Any]) -> Config:
     """
     stored = read_toml(path)
     was = _flat(path, stored)
-    free = {name: given[name] for name in FREE if given.get(name) is not None}
+    free = {name: given[name] for name in FREE if given.get(name) not in OPEN}
     closed = {name: value for name, value in given.items() if value not in OPEN and name not in FREE}
     extras = {**was.get("set", {}), **closed.get("set", {})}
     try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,39 +23,23 @@ from edgewise.assemble import Parts, assemble
 from edgewise.broadcast import guide_bytes
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
-from edgewise.device import DIVERGED, Reply, Task
+from edgewise.device import DIVERGED, Task
 from edgewise.diagnosis import Probed, Watch
 from edgewise.engines import Engine, first
 from edgewise.errors import Diverged, EdgewiseError
+from edgewise.intake import Intake
 from edgewise.judgement import measured
 from edgewise.memories import Note
-from edgewise.pacing import local_steps, paced
+from edgewise.pacing import evaluated, local_steps, paced
 from edgewise.progress import Progress
 from edgewise.reconcile import reconcile
 from edgewise.records import Checkpoint, Records
 from edgewise.summary import finish
-from edgewise.vector import State
+
+if TYPE_CHECKING:
+    from edgewise.engines.torchrun.crew import Crew
 
 CHECKPOINT_SECONDS = 15.0
-
-
-@dataclass
-class _Got:
-    """What came back in a round, device by device; the updates themselves are in the mean."""
-
-    devices: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-    examples: int = 0
-    steps: dict[int, float] = field(default_factory=dict)  # examples of devices that took so many
-
-    def note(self, reply: Reply, batch: int) -> None:
-        steps = reply.examples // (batch * len(reply.devices))
-        self.steps[steps] = self.steps.get(steps, 0.0) + reply.examples
-        self.devices += reply.devices
-        self.losses += reply.losses
-        self.bytes += [reply.bytes_each] * len(reply.devices)
-        self.examples += reply.examples
 
 
 @dataclass(frozen=True)
@@ -112,6 +96,9 @@ def run(
     yields nothing. Closing the iterator between rounds commits them. `dataset` replaces the one that the
     config names, `dealt` (the indices of each device's examples) its partition. EdgewiseError for
     whatever the user can put right.
+
+    With the engine torchrun, rank 0 does all of this, and other ranks' devices answer it: there, nothing is
+    yielded.
     """
 
     def simulate(config: Config) -> Parts:
@@ -120,7 +107,50 @@ def run(
     def reach(parts: Parts, note: Note | None) -> Engine:
         return parts.engine(note, Path(out))
 
+    if config.engine == "torchrun":
+        from edgewise.engines.torchrun.crew import Crew  # torch.distributed is imported where it is used
+
+        crew = Crew.of(config)
+        if crew.group is None and dataset is not None:
+            raise EdgewiseError(
+                "processes: other processes know of no dataset that was given in Python; name it "
+                "(data = package.module:function), or start the script with torchrun"
+            )
+        return over_ranks(crew, config, Path(out), simulate, resume, checkpoint_seconds)
     return drive(config, Path(out), simulate, reach, resume, checkpoint_seconds)
+
+
+def over_ranks(
+    crew: Crew,
+    config: Config,
+    folder: Path,
+    simulate: Callable[[Config], Parts],
+    resume: bool,
+    checkpoint_seconds: float,
+) -> Generator[Round]:
+    """`run` on a crew that is known. `simulate` makes a run's parts, on every rank."""
+    from edgewise.engines.torchrun.follow import follow
+    from edgewise.engines.torchrun.group import Lost
+    from edgewise.engines.torchrun.lead import Ranks
+
+    def reach(parts: Parts, note: Note | None) -> Engine:
+        return Ranks(crew.group, parts, note, folder) if crew.group else parts.engine(note, folder)
+
+    with closing(crew):
+        if crew.rank and crew.group:
+            follow(crew.group, simulate)
+            return
+        try:
+            yield from drive(
+                config,
+                folder,
+                lambda config: crew.prepare(config, simulate),
+                reach,
+                resume,
+                checkpoint_seconds,
+            )
+        except Lost as error:
+            raise crew.explained(error) from None
 
 
 def drive(
@@ -220,17 +250,20 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
     layout = parts.model.layout
     asked = list(engine.choose(number, ranking(config, number), config.cohort_size))
     task = progress.task(parts)
-    due = _due(config, number, parts.rounds)
+    due = evaluated(config, number, parts.rounds)
     watch = parts.watching.round(number, task.state, cohort(config, number) if due else ())
-    got, mean = _gather(parts, engine.ask(task, asked), task, watch, folder)
+    intake = Intake(config, layout, task, watch, folder)
+    intake.take(engine.ask(task, asked))
+    watch.look_back()
+    got, mean = intake.tally, intake.gathering.value()
     drift = watch.drifted(mean)
     beside = guide_bytes(task.guide, config.codec_down, layout)
     down = [progress.way.bytes_each(device) + beside for device in asked]
     share = min(1.0, len(got.devices) / config.devices)
-    _step(parts, progress, Combined(mean, task.factor, got.steps, share))
+    _step(parts, progress, Combined(mean, task.factor, got.steps(config.batch), share))
     progress.round = number
     progress.average(config.ema)
-    progress.examples += got.examples
+    progress.examples += sum(got.examples)
     progress.way.deliver(asked)
     engine.memories.commit(got.devices)
     parts.model.check()
@@ -250,26 +283,6 @@ def _round(parts: Parts, engine: Engine, progress: Progress, folder: Path | None
         **drift,
     )
     return _evaluated(row, parts, progress, engine, task, watch) if due else row
-
-
-def _gather(
-    parts: Parts, replies: Iterable[Reply], task: Task, watch: Watch, folder: Path | None
-) -> tuple[_Got, State]:
-    """The round's replies, and what their updates come to."""
-    config, got = parts.config, _Got()
-    gathering = config.aggregate.start(task.state, folder)
-    for reply in replies:
-        _check_losses(task.round, reply.devices, reply.losses)
-        update = config.codec.decode(reply.payload, parts.model.layout, parts.model.params.dtype)
-        if not config.codec.lossless:  # what a codec makes of zeros may be something else
-            for stretch in (parts.model.layout.frozen, parts.model.layout.local):
-                update[stretch] = 0
-        sent = _on(task.state, update, reply.buffers)
-        gathering.add(sent, weight=reply.examples)
-        watch.add(reply.devices, sent, reply.examples)
-        got.note(reply, config.batch)
-    watch.look_back()
-    return got, gathering.value()
 
 
 def _step(parts: Parts, progress: Progress, combined: Combined) -> None:
@@ -307,25 +320,10 @@ def cohort(config: Config, round: int) -> Sequence[int]:
     return first(ranking(config, round), config.cohort_size)
 
 
-def _check_losses(round: int, devices: Sequence[int], losses: Sequence[float]) -> None:
-    for device, loss in zip(devices, losses, strict=True):
-        if not math.isfinite(loss):
-            raise Diverged(f"round {round}, device {device}: the loss is {loss}; {DIVERGED}")
-
-
 def _check_state(progress: Progress) -> None:
     states = [state for state in (progress.server.state, progress.ema) if state is not None]
     if not all(bool(torch.isfinite(t).all()) for state in states for t in (state.params, state.buffers)):
         raise Diverged(f"round {progress.round}: the model is no longer finite; {DIVERGED}")
-
-
-def _due(config: Config, number: int, rounds: int) -> bool:
-    return number == rounds or bool(config.eval_every and number % config.eval_every == 0)
-
-
-def _on(like: State, params: Tensor, buffers: Tensor) -> State:
-    """A decoded state, where the model is."""
-    return State(params.to(like.params.device), buffers.to(like.buffers.device))
 
 
 def _each(lengths: list[int]) -> int | list[int]:

@@ -171,8 +171,13 @@ SETTINGS: tuple[Setting, ...] = (
         "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
     ),
     Setting(
-        "engine", str, "inline", "inline, or fleet: real agents on loopback", choices=("inline", "fleet")
+        "engine",
+        str,
+        "inline",
+        "inline; torchrun: devices over several processes; fleet: real agents on loopback",
+        choices=("inline", "torchrun", "fleet"),
     ),
+    Setting("processes", str, None, "a number, or auto: processes that share the devices, one thread each"),
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
     Setting("threads", int, 1, "threads of this process", low=1, high=1024),

@@ -1,8 +1,16 @@
 """What every test shares: one thread, a seed, and settings under which equal runs give equal bits."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import hypothesis
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from edgewise.engines.torchrun.group import Group
 
 # The number of threads changes the last bits of a sum, and engines are compared bit by bit.
 # Not torch.use_deterministic_algorithms: it chooses other CPU kernels, and the processes that some tests
@@ -20,3 +28,12 @@ hypothesis.settings.load_profile("edgewise")
 def seeded() -> None:
     """Tests that draw without a generator of their own draw the same numbers in any order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Group]:
+    """Two ranks, of which this process is rank 0. Hiring takes seconds, so all tests share them."""
+    from ranks import two_ranks
+
+    with two_ranks() as group:
+        yield group

@@ -14,6 +14,7 @@ from edgewise.cli.coordinator import coordinator
 from edgewise.cli.export import export
 from edgewise.cli.inspect import inspect
 from edgewise.cli.ongoing import ongoing, releases
+from edgewise.cli.rank import rank
 from edgewise.cli.refit import refit
 from edgewise.cli.report import report
 from edgewise.cli.reproduce import reproduce
@@ -29,6 +30,7 @@ def edgewise() -> None:
 
 edgewise.add_command(run)
 edgewise.add_command(inspect)
+edgewise.add_command(rank)
 edgewise.add_command(refit)
 edgewise.add_command(export)
 edgewise.add_command(ongoing)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgewise.cli import ranks
 from edgewise.cli.progress import show
 from edgewise.cli.tensorboard import logged
 from edgewise.errors import EdgewiseError, EdgewiseWarning
@@ -58,16 +59,25 @@ def run(
     **flags: Any,
 ) -> None:
     """Train one model on simulated devices."""
-    from edgewise import records, rounds  # here, because they import PyTorch
-
-    say_warnings()
+    if ranks.beyond():
+        ranks.follow()
+        return
     if resume and out is None:
         raise EdgewiseError("--resume: which run? give its folder with --out DIR")
     folder = out or _free(Path("runs"))
+    hired = ranks.hired_early(flags, config_file, folder if resume else None)
+    from edgewise import records, rounds  # here, because they import PyTorch
+
+    say_warnings()
     again = resume and records.holds_run(folder)
     config = given_settings(config_file, flags, extras, folder if again else None)
     stopping = _Stopping()
-    with closing(rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)) as play:
+    if config.engine == "torchrun":
+        play = ranks.play(config, folder, resume, checkpoint_seconds, hired)
+    else:
+        ranks.check_alone()
+        play = rounds.run(config, folder, resume=resume, checkpoint_seconds=checkpoint_seconds)
+    with closing(play):
         finished = show(logged(play, folder) if tensorboard else play, folder, stopping)
     if not finished:
         raise click.Abort

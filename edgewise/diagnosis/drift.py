@@ -41,6 +41,20 @@ class Drift:
             if self.total is not None:
                 self.total.add_(update, alpha=weight)
 
+    @classmethod
+    def of(cls, units: Tensor, count: int, lengths: float, weight: float) -> Drift:
+        """From what one that does not add updates up has come to, elsewhere."""
+        drift = cls(units[:0], adds=False)
+        drift.units, drift.count, drift.lengths, drift.weight = units, count, lengths, weight
+        return drift
+
+    def join(self, other: Drift) -> None:
+        """The updates that another one was given, too; where neither adds them up."""
+        self.units.add_(other.units)
+        self.count += other.count
+        self.lengths += other.lengths
+        self.weight += other.weight
+
     @property
     def cosine(self) -> float | None:
         """The mean over pairs; None where there is no pair."""

@@ -49,6 +49,19 @@ class Watching:
         return self.probe.logits(self.model, self.feed)
 
 
+@dataclass
+class Sight:
+    """What there was to see of some of a round's updates, looked at where they came in.
+
+    `drift`: of these updates; None where they could not be told apart. `local`: the probe's logits by device.
+    `seconds`: how long was looked at local models.
+    """
+
+    drift: Drift | None
+    local: dict[int, Tensor]
+    seconds: float = 0.0
+
+
 class Watch:
     """`seconds`: how long was looked at local models, which is evaluation and no part of the round."""
 
@@ -74,6 +87,22 @@ class Watch:
             local = State(self.start.params + update.params, update.buffers)
             self.local[devices[0]] = self.watching.look(local)
             self.seconds += time.monotonic() - began
+
+    @property
+    def sight(self) -> Sight:
+        """What was seen of the updates so far; `join` takes it in elsewhere."""
+        return Sight(self.drift if self.apart else None, self.local, self.seconds)
+
+    def join(self, sight: Sight) -> None:
+        """What others saw of further updates, at the same time as each other."""
+        if sight.drift is None:
+            self.apart = False
+        elif self.drift is None:
+            self.drift = sight.drift
+        else:
+            self.drift.join(sight.drift)
+        self.local |= sight.local
+        self.seconds += sight.seconds
 
     def drifted(self, combined: State) -> dict[str, Any]:
         """The fields of a round that say how far updates disagreed; None where they were not to be told.

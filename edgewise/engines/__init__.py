@@ -9,6 +9,6 @@ from edgewise.engines.base import Engine, first
 from edgewise.engines.fused import Fused
 from edgewise.engines.inline import Inline
 
-ENGINES = ("inline", "fleet")
+ENGINES = ("inline", "torchrun", "fleet")
 
 __all__ = ["ENGINES", "Engine", "Fused", "Inline", "first"]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from edgewise.device import Device, Reply, Task, Work, enter
 from edgewise.evaluate import Apart, Evaluation
+from edgewise.intake import Pooled
 from edgewise.memories import Memories
 from edgewise.vector import FlatModel
 
@@ -40,11 +41,11 @@ class Engine(Protocol):
         """The devices to ask, in order: the first `size` of the ranking where all can be reached."""
         ...
 
-    def ask(self, task: Task, cohort: list[int]) -> Iterator[Reply]:
+    def ask(self, task: Task, cohort: list[int]) -> Iterator[Reply | Pooled]:
         """Give the task to every device of the cohort and yield the replies, in the cohort's order.
 
-        Where devices are real, some may not answer: theirs are left out. Others may be asked in their place:
-        they are added to the cohort.
+        They may have been put together where the devices are. Where devices are real, some may not answer:
+        theirs are left out. Others may be asked in their place: they are added to the cohort.
         """
         ...
 
@@ -85,13 +86,14 @@ class Simulated:
         return first(ranking, size)
 
     def evaluate(self, task: Task) -> Evaluation | None:
-        if self.trials is None:
-            return None
-        apart = self.trials()
-        for device in self.devices:
+        return None if self.trials is None else self.tried(task, self.trials(), self.devices).value()
+
+    def tried(self, task: Task, apart: Apart, devices: Iterable[Device]) -> Apart:
+        """The evaluation, with these devices tried."""
+        for device in devices:
             enter(self.model, task.state, self.memories[device.id].local)
             apart.add(device.id, self.model, self.work.feed, self.work.objective)
-        return apart.value()
+        return apart
 
     def labels(self) -> Mapping[int, Sequence[int]]:
         return {}  # who simulates dealt the examples
