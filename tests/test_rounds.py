@@ -156,7 +156,7 @@ def test_config_toml_leaves_nothing_open(finished: Path, tmp_path: Path, digits:
     given = {name for name, value in config.flat().items() if value not in (None, "auto")}
     left = set(config.flat()) - given
     # Of these none is decided by the run.
-    assert left == {"data_dir", "epochs", "local_epochs", "start", "warmup_lr"}
+    assert left == {"data_dir", "epochs", "local_epochs", "processes", "start", "warmup_lr"}
     few = replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
     assert len(list(run(Config(devices=4, batch=40, width=4), tmp_path, dataset=few))) == 10
     chosen = read_toml(tmp_path / records.CONFIG)
