@@ -131,7 +131,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
     assert done.status == 0, done
     written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert written == {"version": 1, **values}
-    left = {"data_dir", "epochs", "local_epochs", "start"}
+    left = {"data_dir", "epochs", "local_epochs", "processes", "start"}
     assert {setting.name for setting in SETTINGS} - values.keys() == left
 
 
