@@ -93,7 +93,8 @@ def test_gradients_and_statistics_land_in_the_vectors(name: str, norm: str) -> N
     found = flat.read().buffers
     assert len(found) == flat.layout.buffer_count == sum(b.numel() for b in plain.buffers())
     if len(found):
-        assert torch.equal(found, torch.cat([b.flatten() for b in plain.buffers()]))
+        named = dict(plain.named_buffers())
+        assert torch.equal(found, torch.cat([named[e.name].flatten() for e in flat.layout.buffers]))
     loss = nn.functional.cross_entropy(flat(x), y)
     before = flat.grads.clone()
     loss.backward()
