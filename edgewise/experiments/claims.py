@@ -59,7 +59,7 @@ class Claim:
         base = others[self.of].accuracy if self.of else 0.0
         if base is None or (self.low is None and self.high is None):
             return SILENT
-        # To a millionth: 0.62 - 0.6 is not below 0.02.
+        # To a millionth: 0.62 - 0.6 is 0.02, not a little more.
         found = round((own.accuracy or 0.0) - base, 6)
         if self.low is not None and found < self.low:
             return SHORT
