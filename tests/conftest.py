@@ -33,7 +33,7 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def pair() -> Iterator[Group]:
     """Two ranks, of which this process is rank 0. Hiring takes seconds, so all tests share them."""
-    from ranks import two_ranks
+    from rank_runs import two_ranks
 
     with two_ranks() as group:
         yield group

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import ranks
+import rank_runs as ranks
 from command import ENVIRONMENT, Running, edgewise, start, until
 
 from edgewise import records
@@ -46,6 +46,7 @@ def alone(pair: Group, folder: Path) -> str:
     return digest(folder)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_it_goes_on(pair: Group, tmp_path: Path) -> None:
     out = tmp_path / "run"
     running = start(*LONG, "--processes", 2, "--out", out, folder=tmp_path)

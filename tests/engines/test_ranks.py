@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
+import rank_runs as ranks
 import torch
 from safetensors.torch import load_file
 
@@ -162,8 +162,8 @@ def test_a_rank_that_cannot_begin_says_why(
     pair: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "tiny_here", ranks.tiny, raising=False)  # which the other process lacks
-    with pytest.raises(EdgewiseError, match=r"^rank 1: model ranks:tiny_here: cannot import it"):
-        list(ranks.play(pair, ranks.config(model="ranks:tiny_here"), tmp_path / "run"))
+    with pytest.raises(EdgewiseError, match=r"^rank 1: model rank_runs:tiny_here: cannot import it"):
+        list(ranks.play(pair, ranks.config(model="rank_runs:tiny_here"), tmp_path / "run"))
     monkeypatch.setattr(ranks, "specks", ranks.others)
     with pytest.raises(EdgewiseError, match=r"^rank 1: has other data or another model than rank 0"):
         list(ranks.play(pair, ranks.config(), tmp_path / "other"))
