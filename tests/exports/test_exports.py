@@ -102,6 +102,8 @@ def test_executorch_is_the_model(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NORMS)
 def test_every_norm_is_exported_exactly(name: str, tmp_path: Path) -> None:
     small = replace(SHELF, convert=name != "none", norm=NORMS[name](), steps=30)
+    if name == "batch-frozen":  # which diverges at the others' rate once its statistics are fixed
+        small = replace(small, algorithm=SyncSGD(SGD(lr=0.001)))
     for _ in run(small if name != "batch-sync" else replace(TINY, norm=NORMS[name]()), tmp_path / "run"):
         pass
     if name == "batch-local":
