@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import algorithms  # noqa: E402 - scripts, not modules of the package
 import simulate  # noqa: E402
+
+# `ranks` is a module of the tests.
+SPEC = importlib.util.spec_from_file_location("benchmark_ranks", BENCHMARKS / "ranks.py")
+assert SPEC is not None and SPEC.loader is not None
+side_by_side = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = side_by_side  # where its dataclasses look for it
+SPEC.loader.exec_module(side_by_side)
 
 CASES = {case.name: case for case in simulate.CASES}
 SAME = [case.name for case in simulate.CASES if not case.differs]
@@ -149,3 +157,36 @@ def test_every_algorithm_has_its_ratio(capsys: pytest.CaptureFixture[str]) -> No
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["scaffold", "fedlmd", "sam"]
     assert "asked: 1.15" in lines[0] and "asked: 1.5" in lines[1] and "asked" not in lines[2]
+
+
+TINY = ["--cases", "lenet", "--devices", "2", "--batch", "2", "--steps", "1", "--rounds", "2", "--turns", "1"]
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_same_work_as_two_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert side_by_side.main([*TINY, "--check"]) == 0
+    assert "lenet: the same work: no weight differs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_are_timed_beside_two_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert side_by_side.main([*TINY, "--json", str(tmp_path / "ranks.json")]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:-1]] == [f"lenet {side}" for side in side_by_side.SIDES]
+    case = json.loads((tmp_path / "ranks.json").read_text())["cases"]["lenet"]
+    assert all(len(run["rounds"]) == 1 and run["cpu"] > 0 for runs in case["runs"].values() for run in runs)
+
+
+def test_runs_are_compared_with_the_bare_one_beside_them() -> None:
+    def played(first: float, seconds: list[float], cpu: float) -> Any:
+        return side_by_side.Played(first, seconds, cpu)
+
+    bare = [played(2.0, [1.0, 1.0, 9.0], 10.0), played(4.0, [2.0, 2.0, 2.0], 10.0)]
+    ours = [played(3.0, [1.1, 1.1, 1.1], 9.0), played(5.5, [2.0, 2.0, 20.0], 12.0)]
+    found = side_by_side.summary({"edgewise": ours, "bare": bare})
+    assert found["edgewise"]["of bare"] == pytest.approx(1.05) and found["bare"]["of bare"] == 1.0
+    assert found["edgewise"]["cpu of bare"] == pytest.approx(1.05)
+    assert found["edgewise"]["later first"] == pytest.approx(1.25)
+    assert "cpu of bare" not in side_by_side.summary({"edgewise": ours})["edgewise"]

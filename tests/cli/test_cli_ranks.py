@@ -163,3 +163,27 @@ def test_torchrun_starts_the_ranks(pair: Group, tmp_path: Path) -> None:
     assert "edgewise: engine: torchrun started 2 processes; give --engine torchrun" in done.stderr
     done = torchrun(tmp_path, *run, "--processes", 3, "--out", "other")
     assert "edgewise: processes: torchrun started 2, not 3; leave it out" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_lost_rank_and_the_run_goes_on(pair: Group, tmp_path: Path) -> None:
+    """A sitecustomize that kills rank 1 a while after its first start."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading\n"
+        "if os.environ.get('RANK') == '1' and os.environ.get('TORCHELASTIC_RESTART_COUNT') == '0':\n"
+        "    def end():\n"
+        "        import time\n"
+        "        while not os.path.exists('run/checkpoint.safetensors'):\n"
+        "            time.sleep(0.01)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    threading.Thread(target=end, daemon=True).start()\n"
+    )
+    words = ("--max-restarts", 2, "-m", "edgewise", *LONG, "--engine", "torchrun", "--out", "run", "--resume")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        done = torchrun(tmp_path, *words)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "failed (exitcode: -9) local_rank: 1" in done.stderr
+    assert digest(tmp_path / "run") == alone(pair, tmp_path / "alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import rank_runs as ranks
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from edgewise import records
 from edgewise.algorithms import ALGORITHMS
 from edgewise.config import Config
 from edgewise.engines.torchrun.cost import Cost
-from edgewise.engines.torchrun.group import Group
+from edgewise.engines.torchrun.group import Group, agreed
 from edgewise.engines.torchrun.spread import spread
 from edgewise.errors import EdgewiseError
 from edgewise.hire import count
@@ -193,6 +195,19 @@ def test_a_dataset_of_this_process_is_not_that_of_others(tmp_path: Path) -> None
         EdgewiseError, match=r"^processes: other processes know of no dataset .* given in Python"
     ):
         run(ranks.config(processes="2"), tmp_path, dataset=ranks.specks())
+
+
+def test_ranks_that_are_started_again_find_each_other_and_not_the_dead() -> None:
+    """In a store that still holds the greetings of the start before."""
+    store = HashStore()
+    words = []
+    for start in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            found = [pool.submit(agreed, store, rank, 3) for rank in ((2, 0, 1) if start % 2 else (0, 1, 2))]
+            assert len({one.result(30) for one in found}) == 1
+            words.append(found[0].result())
+    assert len(set(words)) == 3
+    assert agreed(store, 0, 1)
 
 
 # ---- who has what, and what it costs ----

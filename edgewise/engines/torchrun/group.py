@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,13 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from edgewise.errors import EdgewiseError
 
 Words = dict[str, Any]
 
 WAIT = timedelta(hours=1)  # for a rank that says nothing, though its connection stands
+MEETING = timedelta(minutes=10)  # for ranks that torchrun has started to find each other
 BLOCK = 4096  # bytes
 NUMBER = 8  # bytes of the length that a block begins with
 NONE = torch.empty(0, dtype=torch.uint8)
@@ -172,8 +175,35 @@ def enter_as_told() -> Group:
     together = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     with _met():
         _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(_backend(together), timeout=WAIT)
+        store, rank, size = next(rendezvous("env://", timeout=WAIT))
+        store = PrefixStore(agreed(store, rank, size), store)
+        dist.init_process_group(_backend(together), store=store, rank=rank, world_size=size, timeout=WAIT)
     return Group(together)
+
+
+def agreed(store: Any, rank: int, size: int) -> str:
+    """A word that only ranks of this start know. RuntimeError if the others do not come.
+
+    torchrun keeps its store when it starts ranks again, with the addresses of the dead, for whom a new
+    one would wait for ever. So each greets with a word of its own, and what rank 0 answers to that is from
+    now. It may welcome the dead as well; they do not come.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", own)
+        store.wait([f"welcome/{own}"], MEETING)
+        word: str = store.get(f"welcome/{own}").decode()
+        store.set(f"{word}/{rank}", "")
+        return word
+    others, until = range(1, size), time.monotonic() + MEETING.total_seconds()
+    while not all(store.check([f"{own}/{other}"]) for other in others):
+        for other in others:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all of {size} ranks came within {MEETING}")
+        time.sleep(0.01)
+    return own
 
 
 @contextmanager
