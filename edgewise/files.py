@@ -48,10 +48,10 @@ def write(path: Path, content: bytes | str, mode: int | None = None, lasting: bo
 
 
 def settle(folder: Path, paths: Sequence[Path]) -> None:
-    """Make files last that were just written in a folder: few one by one, many with all else on the disk."""
+    """Make files last that were just written in a folder."""
     if len(paths) > MANY:
-        os.sync()
-    elif paths:
+        os.sync()  # all at once. It tells of no fault, and may not wait: so each is asked, too
+    if paths:
         with one_line(folder):
             for path in (*paths, folder):
                 _sync(path)

@@ -43,7 +43,6 @@ class SGD:
             raise EdgewiseError(f"sgd: decay is {self.decay!r}; one of: {', '.join(DECAYS)}")
         if not 0 <= self.scalar_share < float("inf"):
             raise EdgewiseError(f"sgd: scalar_share is {self.scalar_share:g}; legal: 0 or more")
-
         if not 0 <= self.agc < float("inf"):
             raise EdgewiseError(f"sgd: agc is {self.agc:g}; legal: 0 or more")
         if not 0 < self.agc_floor < float("inf"):

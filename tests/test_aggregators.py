@@ -333,13 +333,21 @@ def test_clip_median_is_clip_at_the_median() -> None:
 
 
 def test_fedexp_weighs_lengths_by_examples() -> None:
-    states = [State(torch.tensor(params), torch.zeros(1)) for params in ([2.0, 0.0], [0.0, 3.0])]
-    mean, squares = torch.tensor([1.5, 0.75]), (3 * 4 + 9) / 4
-    factor = squares / (2 * float(mean.square().sum()))
-    assert factor < 1  # two at right angles: nothing to prolong
-    assert torch.allclose(combined(FedExP(9), states, [3.0, 1.0]).params, mean)
-    four = [State(torch.eye(4)[i] * 2, torch.zeros(1)) for i in range(4)]
-    assert torch.allclose(combined(FedExP(9), four, [1.0] * 4).params, 2 * torch.full((4,), 0.5))
+    """Ten at right angles, one of them twice as long and worth eleven."""
+    states = [State(torch.eye(10, dtype=torch.float64)[i], torch.zeros(1)) for i in range(10)]
+    states[3] = State(2 * states[3].params, torch.zeros(1))
+    weights = [11.0 if i == 3 else 1.0 for i in range(10)]
+    mean = torch.full((10,), 1 / 20, dtype=torch.float64)
+    mean[3] = 22 / 20
+    # (11 * 4 + 9) / 20 over 2 (22^2 + 9) / 20^2
+    factor = (53 / 20) / (2 * 493 / 400)
+    assert 1 < factor < 2
+    assert torch.allclose(combined(FedExP(9), states, weights).params, factor * mean, rtol=1e-12)
+    assert torch.allclose(combined(FedExP(1.01), states, weights).params, 1.01 * mean, rtol=1e-12)
+    two = [states[0], states[1]]
+    assert torch.allclose(
+        combined(FedExP(9), two, [1.0, 1.0]).params, (states[0].params + states[1].params) / 2
+    )
 
 
 def test_fedexp_of_one_is_the_mean() -> None:

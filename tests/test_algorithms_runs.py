@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_runs
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from edgewise import records, wire
 from edgewise.algorithms import (
@@ -44,29 +44,11 @@ LOSSY = {"codec": "topk:0.3", "codec_down": "int8", "cohort": 3}
 
 @pytest.fixture(scope="module")
 def specks() -> Dataset:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (60, 1, 4, 4), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(60) % 6
-    return Dataset.of("specks", train=(images[:48], labels[:48]), test=(images[48:], labels[48:]))
-
-
-class Tiny(nn.Module):
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, outputs))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-def tiny(shape: tuple[int, ...], classes: int) -> nn.Module:
-    return Tiny(classes)
+    return rank_runs.specks()
 
 
 def config(algorithm: str, **settings: Any) -> Config:
-    sizes = {"devices": 4, "partition": "labels:3", "model": f"{__name__}:tiny", "batch": 4, "lr": 0.02}
+    sizes = {"devices": 4, "partition": "labels:3", "model": "rank_runs:tiny", "batch": 4, "lr": 0.02}
     local = 2 if algorithm != "sync-sgd" else 1
     plain = {"sync_every": local, "steps": 5 * local, "precision": "fp64", "eval_every": 0, "momentum": 0.5}
     return Config.of({"algorithm": algorithm, **sizes, **plain, **settings})
@@ -252,7 +234,7 @@ def test_local_epochs_are_steps_that_differ(specks: Dataset, tmp_path: Path, alg
 
 
 def test_steps_that_follow_from_local_epochs_are_not_given_otherwise(specks: Dataset) -> None:
-    flat = {"model": f"{__name__}:tiny", "algorithm": "fedavg", "devices": 4, "batch": 2, "local_epochs": 1.5}
+    flat = {"model": "rank_runs:tiny", "algorithm": "fedavg", "devices": 4, "batch": 2, "local_epochs": 1.5}
     for every in (None, 9):
         assert assemble(Config.of({**flat, "sync_every": every}), specks).config.algorithm.sync_every == 9
     with pytest.raises(EdgewiseError, match=r"^sync_every: local_epochs 1.5 are 9 steps .* and not 8; give"):

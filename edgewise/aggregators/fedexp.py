@@ -9,7 +9,7 @@ https://arxiv.org/abs/2301.09604
 Updates of devices that hold other classes are nearly at right angles: of n of them the mean is shorter by the
 root of n, though each goes its own part of the way. Devices can then take shorter ways, on which they do not
 drift as far, while the server goes as far as before. The paper's epsilon below the fraction is left out, and
-`most` is ours: in late rounds nothing else would bound the factor.
+`most` is ours: where updates nearly cancel each other nothing else would bound the factor.
 """
 
 from __future__ import annotations
