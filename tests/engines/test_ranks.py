@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgewise.config import Config
 from edgewise.engines.torchrun.cost import Cost
 from edgewise.engines.torchrun.group import Group, agreed
 from edgewise.engines.torchrun.spread import spread
-from edgewise.errors import EdgewiseError
+from edgewise.errors import Diverged, EdgewiseError
 from edgewise.hire import count
 from edgewise.models.norms import NORMS
 from edgewise.records import Checkpoint
@@ -148,14 +149,24 @@ def test_the_config_says_how_many_they_were(pair: Group, tmp_path: Path) -> None
 # ---- what goes wrong ----
 
 
+def test_a_run_of_two_ranks_goes_on_in_one_process(pair: Group, tmp_path: Path) -> None:
+    config = ranks.config(steps=8, codec="topk:0.3", algorithm="scaffold")
+    stopped = ranks.play(pair, config, tmp_path / "cut")
+    for row in stopped:
+        if row.round == 2:
+            break
+    stopped.close()
+    assert len(list(run(replace(config, processes="1"), tmp_path / "cut", resume=True))) == 2
+    list(run(config, tmp_path / "whole"))
+    assert_alike(tmp_path / "cut", tmp_path / "whole", config)
+
+
 def test_a_device_that_diverges_ends_the_run_in_its_words(pair: Group, tmp_path: Path) -> None:
     for codec in ("none", "topk:0.3"):
         for aggregate in ("mean", "median"):
             way = {"codec": codec, "aggregate": aggregate}
             bad = ranks.config(lr=1e9, lr_scale=1e9, weight_decay=1e9, sync_every=15, steps=30, **way)
-            with pytest.raises(
-                EdgewiseError, match=r"^round \d, device [0-3]: .*diverged|^round \d: the model"
-            ):
+            with pytest.raises(Diverged, match=r"^round \d, device [0-3]: .*diverged|^round \d: the model"):
                 list(ranks.play(pair, bad, tmp_path / f"{codec[:4]}-{aggregate}"))
     both(pair, tmp_path)  # the ranks are as good as before
 
