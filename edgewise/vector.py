@@ -262,16 +262,27 @@ def _lies_at(tensor: Tensor | None, flat: Tensor, entry: Entry) -> None:
         raise RuntimeError(f"{entry.name} was detached from the model's flat vector")
 
 
-CHUNK = 2**16  # values that are widened together: they stay in the cache
+ROW = 1024  # values whose squares are added up before they are widened
+TINY = 1e-9  # a length below which squares may be too small for a float32
 
 
 def length(vector: Tensor) -> float:
-    """The Euclidean norm, added up in float64; the same wherever in memory the vector lies."""
-    total = torch.zeros((), dtype=torch.float64, device=vector.device)
-    for some in vector.split(CHUNK):  # six times faster than one norm that widens as it goes
-        wide = some.double()
-        total += wide.dot(wide)
-    return math.sqrt(float(total))
+    """The Euclidean norm to seven digits or more; the same wherever in memory the vector lies."""
+    found = _length(vector)
+    if math.isfinite(found) and found > TINY:
+        return found
+    top = max(abs(float(end)) for end in torch.aminmax(vector)) if len(vector) else 0.0
+    if not 0 < top < math.inf:  # NaN neither
+        return top
+    scale = 2.0 ** (math.frexp(top)[1] - 1)  # a power of two: nothing is rounded
+    return scale * _length(vector / scale)
+
+
+def _length(vector: Tensor) -> float:
+    """Three times faster than to widen every value."""
+    whole = len(vector) // ROW * ROW
+    rows = torch.linalg.vector_norm(vector[:whole].view(-1, ROW), dim=1).double()
+    return math.sqrt(float(rows.dot(rows) + vector[whole:].double().square().sum()))
 
 
 class Mean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from edgewise.errors import EdgewiseError
 from edgewise.models import MODELS, build
 from edgewise.models.kinds import kinds
 from edgewise.models.norms import NORMS, Group
-from edgewise.vector import Entry, FlatModel, Layout, Mean, State
+from edgewise.vector import Entry, FlatModel, Layout, Mean, State, length
 
 SHAPE = (1, 8, 8)
 EVERY_MODEL = [*(("resnet18", name) for name in NORMS), ("fixup-resnet18", "group")]
@@ -308,6 +309,27 @@ def test_mean_is_the_weighted_mean() -> None:
         expected = (torch.tensor(weights).double()[:, None] * parts).sum(0) / sum(weights)
         assert torch.allclose(getattr(value, part), expected, rtol=1e-14)
         assert all(torch.equal(getattr(a, part), getattr(b, part)) for a, b in zip(states, kept, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e25, 0.0])
+@pytest.mark.parametrize("count", [0, 1, 5, 1023, 1024, 1025, 5000, 100_003])
+def test_length_is_the_norm_in_float64(count: int, scale: float, dtype: torch.dtype) -> None:
+    vector = torch.randn(count, dtype=dtype, generator=torch.Generator().manual_seed(count)) * scale
+    expected = float(vector.double().norm())
+    assert abs(length(vector) - expected) <= 1e-7 * expected
+
+
+@pytest.mark.parametrize("fault", [math.inf, -math.inf, math.nan])
+def test_length_of_what_is_not_finite(fault: float) -> None:
+    vector = torch.ones(3000)
+    vector[1234] = fault
+    assert str(length(vector)) == str(abs(fault))
+
+
+def test_length_is_the_same_wherever_a_vector_lies() -> None:
+    room, vector = torch.zeros(5011), torch.randn(5003, generator=torch.Generator().manual_seed(0))
+    assert len({length(room[at : at + 5003].copy_(vector)) for at in range(8)}) == 1
 
 
 def test_the_mean_of_nothing_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,6 +45,18 @@ def sealed(data: bytes) -> bytes:
     """The same bytes with the checksum that fits them."""
     rest = zlib.crc32(data[LENGTH:], zlib.crc32(data[: LENGTH - 4]))
     return data[: LENGTH - 4] + struct.pack("<I", rest) + data[LENGTH:]
+
+
+def test_the_checksum_is_the_same_without_a_build_of_isal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)  # as where it is not installed
+    found = importlib.util.spec_from_file_location("wire_without_isal", wire.__file__)
+    assert found is not None and found.loader is not None
+    other = importlib.util.module_from_spec(found)
+    monkeypatch.setitem(sys.modules, found.name, other)
+    found.loader.exec_module(other)
+    assert other.crc32 is zlib.crc32
+    for frame in FRAMES:
+        assert other.pack(other.Frame(**vars(frame))) == wire.pack(frame)
 
 
 def changed(data: bytes, at: int, new: bytes) -> bytes:

@@ -23,6 +23,7 @@ from edgewise.files import sync_folder
 from edgewise.wire import Bytes, Sum
 
 LARGE = 1 << 20  # bytes of a file that is worth a word to the system
+PART = 1 << 23  # bytes of a file after which the disk begins with them: little is left for the end
 SEGMENT = "small.updates"  # the file of those that came in one message
 BUDGET = 1 << 32  # bytes kept since the last checkpoint before the next one is due
 
@@ -105,14 +106,12 @@ class Spool:
         Nobody is to read them again, unless the coordinator dies. Otherwise every update is written to memory
         that was not used before, which on a virtual machine takes up to ten times as long.
         """
-        if not hasattr(os, "posix_fadvise"):
-            return
         with self._lock:
             owned = [files for owner, files in self._sizes.items() if owner[0] == str(round)]
             large = [path for files in owned for path, size in files.items() if size >= LARGE]
         for path in large:
             with suppress(OSError), path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                _hint(file.fileno())
 
     def sweep(self, round: int) -> None:
         """Remove what belongs to this round and earlier ones."""
@@ -138,7 +137,7 @@ class Arrival:
         self.path = spool.file(round, device, digest)
         self.offset = 0
         self.resumed = offset > 0
-        self._start = offset
+        self._start = self._begun = offset
         self._file: IO[bytes] | None = None
         self._sum, self.checksum = Digest(), Sum()
 
@@ -161,6 +160,9 @@ class Arrival:
             finally:
                 self._measure()
         self._take(data)
+        if self.offset - self._begun >= PART:
+            _hint(self._file.fileno(), self._begun, self.offset - self._begun)
+            self._begun = self.offset
 
     def _take(self, data: Bytes) -> None:
         self._sum.add(data)
@@ -233,6 +235,16 @@ class Arrival:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _hint(descriptor: int, start: int = 0, size: int = 0) -> None:
+    """Tell the system that nobody needs these bytes in memory; size 0: all to the end.
+
+    Linux then begins to write out what is not on the disk yet, and gives back the memory of what is.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
 
 
 __all__ = ["Arrival", "DiskError", "Spool"]

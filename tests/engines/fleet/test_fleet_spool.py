@@ -247,3 +247,17 @@ def test_what_may_not_have_reached_the_disk_is_not_gone_on_from(
     with pytest.raises(DiskError, match="cannot be written"):
         coming.finish()
     assert spool.arrived(3, 7, DIGEST) == 0 == spool.size
+
+
+def test_the_disk_begins_with_a_long_update_before_all_of_it_is_here(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "PART", 500)
+    told = list[tuple[int, int]]()
+    monkeypatch.setattr(spools, "_hint", lambda descriptor, start, size: told.append((start, size)))
+    coming = arrival(spool)
+    for start in range(0, len(CONTENT), 256):
+        coming.write(CONTENT[start : start + 256])
+    coming.finish()
+    assert told == [(0, 512), (512, 512)]
+    assert spool.view(3, 7, DIGEST) == CONTENT
