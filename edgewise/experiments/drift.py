@@ -16,7 +16,8 @@ from typing import Any
 
 from edgewise.config import Config
 from edgewise.experiments.base import Figure
-from edgewise.experiments.methods import Cell, Methods
+from edgewise.experiments.methods import IID, Cell, Methods
+from edgewise.recipes import RECIPES
 
 Flat = Mapping[str, Any]
 
@@ -44,14 +45,57 @@ METHODS: dict[str, Flat] = {
     "fedavg": {"lr": 0.02},
     "steady": {"lr": 0.02, "algorithm": "steady"},
 }
+# The screen alone, at its K: the recipe without each of its parts, ...
+LESS: dict[str, Flat] = {
+    "steady-without-fedlmd": {**RECIPES[RECIPE], "algorithm": "fedavg"},
+    "steady-without-group-ws": {"algorithm": "steady", "norm": "group"},
+    "steady-without-etf": {"algorithm": "steady", "head": "linear"},
+    "steady-without-fedexp": {"algorithm": "steady", "aggregate": "mean"},
+}
+# ... what else both were tuned over, momentum at the rates that go equally far, ...
+TUNED: dict[str, Flat] = {
+    "momentum-0": {"momentum": 0.0, "lr": 0.2},
+    "momentum-0.5": {"momentum": 0.5, "lr": 0.1},
+    "decay-0": {"weight_decay": 0.0},
+    "decay-0.005": {"weight_decay": 5e-3},
+}
+# ... and one thing at a time added to plain averaging, with the numbers of its paper.
+ALONE = (
+    "fedlmd",
+    "fedntd",
+    "scaffold",
+    "feddyn",
+    "fedprox",
+    "fedcm",
+    "fedacg",
+    "fedlc",
+    "fedrs",
+    "fedadam",
+    "sam",
+)
+SINGLES: dict[str, Flat] = {
+    **{name: {"algorithm": name} for name in ALONE},
+    "server-momentum": {"server_momentum": 0.5},
+    "fedexp": {"aggregate": "fedexp"},
+    "group-ws": {"norm": "group-ws"},
+    "etf": {"head": "etf"},
+}
+
+
+def settings(method: str) -> Flat:
+    """What a method of any of the tables sets; "steady+decay-0" is one with a setting of `TUNED`."""
+    name, _, tuned = method.partition("+")
+    found = METHODS.get(name) or {"lr": METHODS[PLAIN]["lr"], **(LESS.get(name) or SINGLES[name])}
+    return {**found, **(TUNED[tuned] if tuned else {})}
 
 
 def config(scale: str, method: str, every: int, pairing: str, seed: int) -> Config:
     """One run. `every`: K."""
-    flat = {**BASE, **SCALES[scale], **METHODS[method], "partition": PAIRINGS[pairing]}
+    own = settings(method)
+    flat = {**BASE, **SCALES[scale], **own, "partition": PAIRINGS[pairing]}
     if "epochs" not in flat:
         flat["eval_every"] = max(1, math.ceil(flat["steps"] / every) // EVALUATIONS)
-    if METHODS[method].get("algorithm") == RECIPE:
+    if own.get("algorithm") == RECIPE and "norm" not in own:
         flat.pop("norm")  # the recipe has its own
     return Config.of({**flat, "sync_every": every, "seed": seed})
 
@@ -60,8 +104,11 @@ def cells(scale: str) -> dict[tuple[str, int, str], int]:
     """Seeds by method, K and pairing."""
     every = EVERY[scale]
     if scale == "screen":
-        found = {(method, every, "disjoint"): 1 for method in METHODS}
-        return found | {(m, k, pairing): 1 for k in STEPS for pairing in PAIRINGS for m in (PLAIN, RECIPE)}
+        found = {(m, k, pairing): 1 for k in STEPS for pairing in PAIRINGS for m in (PLAIN, RECIPE)}
+        found |= {(method, every, "disjoint"): 1 for method in LESS}
+        for tuned in TUNED:
+            found |= {(f"{PLAIN}+{tuned}", every, IID): 1, (f"{RECIPE}+{tuned}", every, "disjoint"): 1}
+        return found | {(method, every, "disjoint"): 1 for method in SINGLES}
     seeds = 1 if scale == "demo" else 3
     compared = ((RECIPE, "disjoint"), (PLAIN, "iid"), (RECIPE, "iid"))
     found = {(method, every, pairing): seeds for method, pairing in compared}
