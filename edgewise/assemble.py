@@ -26,7 +26,7 @@ from edgewise.data.partition import deal
 from edgewise.data.skew import BREAKS, apart
 from edgewise.device import Device, Terms, Work
 from edgewise.diagnosis import Effort, Probe, Watching
-from edgewise.engines import Engine, Fused, Inline
+from edgewise.engines import Batched, Engine, Fused, Inline, batched
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import Apart
@@ -142,10 +142,13 @@ class Parts:
             return loopback(self.fleet_run(folder), self.config, folder, note)
         return self.simulated(Memories(note, folder and folder / MEMORIES))
 
-    def simulated(self, memories: Memories) -> Inline | Fused:
+    def simulated(self, memories: Memories) -> Inline | Fused | Batched:
         """The engine of devices in this process; `memories`: of those that it will be asked for."""
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories, self._trials)
+        if not self.config.algorithm.sends_gradients:
+            count = batched.together(self.model, self.config.cohort_size)
+            return Batched(self.devices, self.model, self.work, memories, together=count)
         on_cpu = self.model.params.device.type == "cpu"
         apart = on_cpu and not isinstance(self.config.norm, BatchSync)
         together = max(1, CACHED // self.config.batch) if apart else 0
@@ -180,7 +183,6 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
         every = max(1, math.ceil(steps / config.algorithm.sync_every) // EVALUATIONS)
         config = replace(config, eval_every=every)
     model = make_model(config, build_module(config, dataset))
-    config = replace(config, fused=choose_fused(config, model))
     _report_skewed_norm(model, held)
     accelerated = move(dataset, config.accelerator)
     assert config.augment is not None
@@ -188,7 +190,17 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     devices = [Device(id, part) for id, part in enumerate(indices)]
     terms, schedule = make_terms(config, model), make_schedule(config, steps, int(held.sum()))
     ours = (config, model, terms, schedule, steps, dataset.shape, dataset.classes)
-    return Parts(*ours, accelerated, feed, held, devices)
+    return _fused(Parts(*ours, accelerated, feed, held, devices))
+
+
+def _fused(parts: Parts) -> Parts:
+    """The parts, with it decided whether their devices share a pass."""
+
+    def mapped() -> bool:
+        return batched.mapped(parts.devices, parts.model, parts.work)
+
+    fused = choose_fused(parts.config, parts.model, mapped)
+    return replace(parts, config=replace(parts.config, fused=fused))
 
 
 def decide(config: Config, dataset: Dataset) -> Config:
@@ -262,30 +274,40 @@ def _check_personal(config: Config, layout: Layout) -> None:
         )
 
 
-def choose_fused(config: Config, model: FlatModel) -> str:
-    """Whether one gradient for all devices is exact; EdgewiseError where it is asked for and is not."""
-    obstacle = _obstacle(config, model)
+def choose_fused(config: Config, model: FlatModel, mapped: Callable[[], bool] = lambda: False) -> str:
+    """Whether devices share a pass: one gradient where that is exact, or steps side by side where that suits.
+
+    EdgewiseError where it is asked for and is not possible. `mapped`: whether the model can be mapped.
+    """
+    obstacle, averaging = _obstacle(config, model), not config.algorithm.sends_gradients
     synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
     scattered = config.engine == "torchrun" and config.processes not in (None, "auto", "1")
-    if synced and (obstacle or scattered or config.fused == "off"):
+    if synced and (obstacle or scattered or averaging or config.fused == "off"):
         apart = f"its devices are in {config.processes} processes" if scattered else "fused is off"
-        reason = obstacle or apart
+        reason = "fedavg's devices take several steps apart" if averaging else obstacle or apart
         raise EdgewiseError(
             "norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), "
             f"but {reason}"
         )
+    wanted = config.fused == "on" or (config.fused == "auto" and not obstacle)
+    if wanted and averaging and config.fused == "auto":
+        wanted = batched.suits(model, config.cohort_size)
+    if wanted and averaging and not obstacle and not mapped():
+        obstacle = "the model cannot be mapped over devices (torch.func.vmap)"
     if config.fused == "on" and obstacle:
         raise EdgewiseError(f"fused: cannot be on: {obstacle}; use auto or off")
-    return "off" if obstacle or config.fused == "off" else "on"
+    return "on" if wanted and not obstacle else "off"
 
 
 def _obstacle(config: Config, model: FlatModel) -> str:
-    """Why one gradient for all devices is not exact; nothing if it is."""
+    """Why devices cannot share a pass and stay what they are alone; nothing if they can."""
+    apart = (config.engine == "fleet", "the devices of a fleet are apart")
+    if not config.algorithm.sends_gradients:
+        return apart[1] if apart[0] else batched.obstacle(config.algorithm, model)
     coupled = batch_coupled(model.module)
     obstacles = (
-        (config.engine == "fleet", "the devices of a fleet are apart"),
+        apart,
         (model.layout.personal, "every device has norms of its own"),
-        (not config.algorithm.sends_gradients, "fedavg's devices take several steps apart"),
         (not config.codec.lossless, "the codec loses something on each device"),
         (not config.aggregate.linear, "the aggregate looks at every device's update"),
         (not config.codec.fixed, "what the codec makes differs in length from device to device"),

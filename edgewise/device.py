@@ -163,16 +163,9 @@ class Device:
         batches = self.batches(work.feed, memory.step, steps)
         own = Own(memory.algorithm, self.counts(work.feed), task.guide)
         update, loss, kept = work.algorithm.learn(model, batches, task.factor, work.objective, own)
-        if not math.isfinite(loss):
-            raise Diverged(f"round {task.round}, device {self.id}: the loss is {loss}; {DIVERGED}")
+        checked(self.id, task, loss)
         local = leave(model, task.state, update)
-        key = randomness.key(work.feed.seed, "codec", self.id, task.round)
-        # The server multiplies a gradient by the learning rate; an update has it in it already.
-        sending = Sending(key, task.factor if work.algorithm.sends_gradients else 1.0)
-        try:
-            payload, codec = work.codec.encode(update, model.layout, memory.codec, sending)
-        except NotFinite as error:
-            raise Diverged(f"round {task.round}, device {self.id}: {error}; {DIVERGED}") from None
+        payload, codec = encoded(self.id, task, work, model.layout, update, memory)
         examples = steps * size
         reply = Reply((self.id,), payload, model.buffers.clone(), examples, (loss,))
         kept = {name: tensor.cpu() for name, tensor in kept.items()}
@@ -188,6 +181,26 @@ class Device:
         """The batches of the device's steps start .. start + steps - 1."""
         for step in range(start, start + steps):
             yield feed.batch(self.id, self.indices, step)
+
+
+def encoded(
+    device: int, task: Task, work: Work, layout: Layout, update: Tensor, memory: Memory
+) -> tuple[Payload, CodecMemory]:
+    """A device's update as the payload that it sends, and what its codec remembers then."""
+    key = randomness.key(work.feed.seed, "codec", device, task.round)
+    # The server multiplies a gradient by the learning rate; an update has it in it already.
+    sending = Sending(key, task.factor if work.algorithm.sends_gradients else 1.0)
+    try:
+        return work.codec.encode(update, layout, memory.codec, sending)
+    except NotFinite as error:
+        raise Diverged(f"round {task.round}, device {device}: {error}; {DIVERGED}") from None
+
+
+def checked(device: int, task: Task, loss: float) -> float:
+    """A device's mean loss; Diverged if it is none."""
+    if not math.isfinite(loss):
+        raise Diverged(f"round {task.round}, device {device}: the loss is {loss}; {DIVERGED}")
+    return loss
 
 
 def enter(model: FlatModel, state: State, local: State | None) -> None:

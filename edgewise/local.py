@@ -1,4 +1,4 @@
-"""Local training: the only place in the package where a gradient is computed.
+"""Local training: the only place in the package where a model's gradient is computed.
 
 `gradient` is one batch's gradient, all that synchronous SGD needs; `train` takes several steps (federated
 averaging and its kin). Algorithms plug in at two places: the *objective* (what a batch's losses are) and the

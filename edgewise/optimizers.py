@@ -53,18 +53,21 @@ class SGD:
         return torch.zeros_like(params) if self.momentum else params.new_zeros(0)
 
     def step(self, params: Tensor, grads: Tensor, momentum: Tensor, factor: float, layout: Layout) -> None:
-        """One step, in place. `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak."""
+        """One step, in place, on vectors (P,), or on the rows of matrices (G, P) of as many models.
+
+        `grads` is used as scratch space; `factor` is the schedule's, 1 at the peak.
+        """
         if self.agc:
             clip_units(params, grads, layout, self.agc, self.agc_floor)
         if self.weight_decay:
             for stretch in self.decayed(layout):
-                grads[stretch].add_(params[stretch], alpha=self.weight_decay)
+                grads[..., stretch].add_(params[..., stretch], alpha=self.weight_decay)
         direction = grads
         if self.momentum:
             momentum.mul_(self.momentum).add_(grads)
             direction = grads.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
         for stretch, rate in self.rates(layout):
-            params[stretch].add_(direction[stretch], alpha=-rate * factor)
+            params[..., stretch].add_(direction[..., stretch], alpha=-rate * factor)
 
     def reach(self, steps: int) -> float:
         """How many gradients' worth of way `steps` steps go from rest: the sum of the coefficients with which

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgewise import randomness, records
+from edgewise import records
 from edgewise.algorithms import Combined
 from edgewise.assemble import Parts, assemble
 from edgewise.broadcast import guide_bytes
+from edgewise.cohorts import cohort, ranking
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset
 from edgewise.device import DIVERGED, Task
 from edgewise.diagnosis import Probed, Watch
-from edgewise.engines import Engine, first
+from edgewise.engines import Engine
 from edgewise.errors import Diverged, EdgewiseError
 from edgewise.intake import Intake
 from edgewise.judgement import measured
@@ -302,22 +303,6 @@ def _evaluated(
     """The round with how good the state is after it."""
     _check_state(progress)
     return replace(row, **measured(parts, progress, engine, task, watch))
-
-
-def ranking(config: Config, round: int) -> Sequence[int]:
-    """All devices in the order in which they are asked, which is addressed by the round.
-
-    In their own order where all are asked.
-    """
-    if config.cohort_size == config.devices:
-        return range(config.devices)
-    generator = randomness.generator(config.seed, "cohort", 0, round)
-    return torch.randperm(config.devices, generator=generator).tolist()
-
-
-def cohort(config: Config, round: int) -> Sequence[int]:
-    """The devices of a round, in order: all of them, or the first of its ranking."""
-    return first(ranking(config, round), config.cohort_size)
 
 
 def _check_state(progress: Progress) -> None:

@@ -168,7 +168,11 @@ SETTINGS: tuple[Setting, ...] = (
         "how closely rounds are watched: off, light[:SHARE], full[:IMAGES[:DEVICES]]",
     ),
     Setting(
-        "fused", str, "auto", "one gradient for all devices: auto, on or off", choices=("auto", "on", "off")
+        "fused",
+        str,
+        "auto",
+        "devices share a pass (sync-sgd: one gradient; fedavg: steps side by side): auto, on or off",
+        choices=("auto", "on", "off"),
     ),
     Setting(
         "engine",

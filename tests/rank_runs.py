@@ -83,6 +83,10 @@ def tiny(shape: tuple[int, ...], classes: int) -> nn.Module:
     return Tiny(classes)
 
 
+def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+
+
 def config(**settings: Any) -> Config:
     """Four devices with three classes each, in float64; small enough to play many."""
     algorithm = settings.get("algorithm", "fedavg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from edgewise.data import Dataset
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import algorithms  # noqa: E402 - scripts, not modules of the package
+import scale  # noqa: E402
 import simulate  # noqa: E402
+import small  # noqa: E402
 
 # `ranks` is a module of the tests.
 SPEC = importlib.util.spec_from_file_location("benchmark_ranks", BENCHMARKS / "ranks.py")
@@ -190,3 +193,40 @@ def test_runs_are_compared_with_the_bare_one_beside_them() -> None:
     assert found["edgewise"]["cpu of bare"] == pytest.approx(1.05)
     assert found["edgewise"]["later first"] == pytest.approx(1.25)
     assert "cpu of bare" not in side_by_side.summary({"edgewise": ours})["edgewise"]
+
+
+def test_many_small_devices_do_the_same_work_as_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert small.main(["--check", "--devices", "12", "--cohort", "5", "--cases", "linear", "perceptron"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": no weight")[0] for line in lines] == [
+        "linear: the same work",
+        "perceptron: the same work",
+    ]
+
+
+def test_the_check_of_small_devices_notices_other_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = small.config
+    monkeypatch.setattr(small, "config", lambda *given: replace(plain(*given), seed=1))
+    assert small.main(["--check", "--devices", "12", "--cohort", "5", "--cases", "linear"]) == 1
+    assert "DIFFERENT WORK" in capsys.readouterr().out
+
+
+def test_many_small_devices_have_their_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--devices", "12", "--cohort", "5", "--cases", "linear", "--rounds", "2"]
+    assert small.main([*flags, "--json", str(tmp_path / "small.json")]) == 0
+    case = json.loads((tmp_path / "small.json").read_text())["cases"]["linear"]
+    assert case["ratios"].keys() == small.SIDES.keys()
+    assert all(len(took) == 2 and min(took) > 0 for took in case["seconds"].values())
+    assert "edgewise " in capsys.readouterr().out
+
+
+def test_very_many_devices_have_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--devices", "8", "20", "--cohort", "6", "--rounds", "2"]
+    assert scale.main([*flags, "--json", str(tmp_path / "scale.json")]) == 0
+    found = json.loads((tmp_path / "scale.json").read_text())["devices"]
+    assert list(found) == ["8", "20"]
+    for numbers in found.values():
+        assert 0 < numbers["beside_ms"] < numbers["round_ms"] and numbers["start_s"] > 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["8", "20"]

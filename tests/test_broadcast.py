@@ -27,13 +27,14 @@ from edgewise.broadcast import (
     receive,
 )
 from edgewise.codecs import CODECS, DGC, Codec, Raw, TopK, parse, text, without_feedback
+from edgewise.cohorts import cohort
 from edgewise.config import Config
 from edgewise.data import Dataset
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import Batch
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
-from edgewise.rounds import cohort, run
+from edgewise.rounds import run
 from edgewise.vector import Layout, State
 from edgewise.wire import FrameError, Kind
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgewise import rounds, specs, wire
+from edgewise import cohorts, rounds, specs, wire
 from edgewise.algorithms import FedAvg, SyncSGD
 from edgewise.assemble import Parts, assemble
 from edgewise.codecs import CODECS, DGC, Codec, Feedback, PowerSGD, Raw, TopK, parse
@@ -84,7 +84,7 @@ def test_bytes_up_are_the_lengths_of_the_frames(
         assert not parse(text).fixed or len(set(lengths)) == 1
     parts = assemble(config, specks)
     frames = [wire.unpack(frame, parts.work.agreed) for frame in sent]
-    asked = [(row.round, device) for row in rows for device in rounds.cohort(config, row.round)]
+    asked = [(row.round, device) for row in rows for device in cohorts.cohort(config, row.round)]
     assert [(frame.round, frame.device) for frame in frames] == asked
     steps = [min(algorithm.sync_every, 3 - done) for done in range(0, 3, algorithm.sync_every)]
     assert [frame.count for frame in frames] == [SIZE * k for k in steps for _ in range(3)]

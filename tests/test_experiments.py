@@ -157,6 +157,7 @@ def test_runs_of_a_figure_are_runs_like_any(played: Path, tmp_path: Path) -> Non
         assert alone["model_digest"] == there["model_digest"]
 
 
+@pytest.mark.slow
 def test_runs_whose_names_hold_dots_are_runs_of_their_own(tmp_path: Path) -> None:
     names = ("topk-0.02", "topk-0.04", "topk-0.02-seed1")
     plan = replace(PLAN, runs={name: replace(TINY, seed=number) for number, name in enumerate(names)})

@@ -77,7 +77,12 @@ def test_a_round_over_many_devices_holds_what_one_over_few_holds(
     assert many[1] < few[1] + 1
 
 
-@pytest.mark.parametrize("codec", ["topk:0.01", "powersgd:1", "dgc:0.01"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "codec", [*(pytest.param(name, marks=SLOW) for name in ("powersgd:1", "dgc:0.01")), "topk:0.01"]
+)
 def test_what_devices_owe_is_held_up_to_a_budget(specks: Dataset, tmp_path: Path, codec: str) -> None:
     sizes = {3: "few", 12: "many"}
     few, many = (

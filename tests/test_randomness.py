@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from edgewise import randomness
+from edgewise.cohorts import cohort
 from edgewise.config import Config
-from edgewise.rounds import cohort
 
 
 def test_keys_are_these_on_every_machine() -> None:

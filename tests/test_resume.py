@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,13 +184,27 @@ FLAGS: dict[str, tuple[object, ...]] = {
 }
 
 
+class Alone(dict[str, dict[str, Any]]):
+    """What each of these runs leaves behind when nothing happens to it; played when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> dict[str, Any]:
+        assert edgewise(*LONG, *FLAGS[name], "--out", name, folder=self.folder).status == 0
+        self[name] = left(self.folder / name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What every one of these runs leaves behind when nothing happens to it."""
-    folder = tmp_path_factory.mktemp("alone")
-    for name, flags in FLAGS.items():
-        assert edgewise(*LONG, *flags, "--out", name, folder=folder).status == 0
-    return {name: left(folder / name) for name in FLAGS}
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"))
+
+
+def some_slow(cases: Iterable[tuple[str, float]], *quick: tuple[str, float]) -> list[Any]:
+    """All cases, of which those that are not named as quick are for the long tests."""
+    return [pytest.param(*case, marks=[] if case in quick else [pytest.mark.slow]) for case in cases]
 
 
 def begin(folder: Path, *flags: object, program: str | None = None) -> Running:
@@ -226,10 +241,11 @@ def kill_after(running: Running, folder: Path, rounds: int, delay: float = 0) ->
 KILLED = [(name, 0) for name in FLAGS] + [("batch", 1000), ("cohort", 1000), ("down", 0.02)]
 
 
-@pytest.mark.parametrize(("name", "seconds"), KILLED)
-def test_a_killed_run_ends_in_the_same_model(
-    alone: dict[str, Any], name: str, seconds: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    some_slow(KILLED, ("group", 0), ("scaffold", 0), ("topk", 0), ("batch", 1000), ("down", 0.02)),
+)
+def test_a_killed_run_ends_in_the_same_model(alone: Alone, name: str, seconds: float, tmp_path: Path) -> None:
     chance = random.Random(f"{name} {seconds}")
     out = tmp_path / "run"
     more = (*FLAGS[name], "--checkpoint-seconds", seconds)
@@ -253,10 +269,11 @@ edgewise.cli.main()
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds"), [("topk", 0.05), ("dgc", 0.05), ("scaffold", 1000), ("median", 0.05)]
+    ("name", "seconds"),
+    some_slow([("topk", 0.05), ("dgc", 0.05), ("scaffold", 1000), ("median", 0.05)], ("topk", 0.05)),
 )
 def test_a_run_killed_with_its_memories_in_files(
-    alone: dict[str, Any], name: str, seconds: float, tmp_path: Path
+    alone: Alone, name: str, seconds: float, tmp_path: Path
 ) -> None:
     chance = random.Random(f"spilling {name} {seconds}")
     out, more = tmp_path / "run", (*FLAGS[name], "--checkpoint-seconds", seconds)
@@ -273,7 +290,7 @@ STAGES = [records.PARTITION, records.ROUNDS, records.CONFIG, records.CHECKPOINT,
 
 
 @pytest.mark.parametrize("file", STAGES)
-def test_a_run_killed_as_it_writes_a_file(alone: dict[str, Any], file: str, tmp_path: Path) -> None:
+def test_a_run_killed_as_it_writes_a_file(alone: Alone, file: str, tmp_path: Path) -> None:
     running = begin(tmp_path / "run", "--checkpoint-seconds", 0)
     until((tmp_path / "run" / file).exists)
     running.send(signal.SIGKILL)
@@ -283,7 +300,7 @@ def test_a_run_killed_as_it_writes_a_file(alone: dict[str, Any], file: str, tmp_
 
 
 @pytest.mark.parametrize("file", ["3-3.safetensors", ".2-4.safetensors.part"])
-def test_a_run_killed_as_it_writes_a_memory(alone: dict[str, Any], file: str, tmp_path: Path) -> None:
+def test_a_run_killed_as_it_writes_a_memory(alone: Alone, file: str, tmp_path: Path) -> None:
     flags = (*FLAGS["dgc"], "--checkpoint-seconds", 0)
     running = begin(tmp_path / "run", *flags)
     place = tmp_path / "run" / records.MEMORIES / file
@@ -297,7 +314,7 @@ def test_a_run_killed_as_it_writes_a_memory(alone: dict[str, Any], file: str, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.parametrize("seconds", [0, 0.05, 1000])
-def test_many_kills_at_any_moment(alone: dict[str, Any], name: str, seconds: float, tmp_path: Path) -> None:
+def test_many_kills_at_any_moment(alone: Alone, name: str, seconds: float, tmp_path: Path) -> None:
     chance = random.Random(f"many {name} {seconds}")
     for _ in range(12):
         running = begin(tmp_path / "run", *FLAGS[name], "--checkpoint-seconds", seconds)
@@ -308,14 +325,14 @@ def test_many_kills_at_any_moment(alone: dict[str, Any], name: str, seconds: flo
     assert left(tmp_path / "run") == alone[name]
 
 
-def test_a_run_goes_on_in_another_folder(alone: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_folder(alone: Alone, tmp_path: Path) -> None:
     kill_after(begin(tmp_path / "here", "--checkpoint-seconds", 0), tmp_path / "here", 5)
     (tmp_path / "here").rename(tmp_path / "there")
     finish(tmp_path / "there")
     assert left(tmp_path / "there") == alone["group"]
 
 
-def test_two_processes_do_not_play_one_run(alone: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_do_not_play_one_run(alone: Alone, tmp_path: Path) -> None:
     first = begin(tmp_path / "run")
     until((tmp_path / "run" / records.CONFIG).exists)
     second = begin(tmp_path / "run").wait()
@@ -328,7 +345,7 @@ def test_two_processes_do_not_play_one_run(alone: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["batch", "cohort"])
-def test_ctrl_c_commits_the_round(alone: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_ctrl_c_commits_the_round(alone: Alone, name: str, tmp_path: Path) -> None:
     running = begin(tmp_path / "run", *FLAGS[name], "--checkpoint-seconds", 1000)
     until(lambda: len(records.rows(tmp_path / "run")) >= 3)
     running.send(signal.SIGINT)

@@ -18,6 +18,7 @@ from edgewise.aggregators import MultiKrum
 from edgewise.algorithms import Combined, FedAvg, SyncSGD
 from edgewise.assemble import Parts, assemble
 from edgewise.codecs import DGC, TopK, parse
+from edgewise.cohorts import cohort
 from edgewise.config import Config, read_toml
 from edgewise.data import Dataset, Split
 from edgewise.data.partition import Labels
@@ -30,7 +31,7 @@ from edgewise.memories import Memories
 from edgewise.models.norms import Batch, Group
 from edgewise.optimizers import SGD
 from edgewise.records import Checkpoint
-from edgewise.rounds import Round, cohort, drive, run, total_rounds
+from edgewise.rounds import Round, drive, run, total_rounds
 from edgewise.schedules import Cosine, Plateau
 from edgewise.vector import FlatModel, Layout, Mean, State
 
@@ -442,7 +443,7 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
         {"data": "nosuch"},
         {"model": "nosuch"},
         {"partition": Labels(11)},
-        {"fused": "on", "algorithm": FedAvg()},
+        {"fused": "on", "algorithm": FedAvg(local_epochs=1.0)},
     ):
         with pytest.raises(EdgewiseError):
             list(run(replace(TINY, **wrong), tmp_path / "run"))

@@ -5,7 +5,7 @@ A batch is a function of (seed, device, step): a device's place in its data is i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare
 from edgewise.data.dataset import Dataset, Split
+
+NOTHING = Augment()
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Feed:
     def joint(self, parts: Sequence[tuple[int, Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Several devices' batches laid end to end, each exactly what `batch` gives for it alone."""
         picked = torch.cat([self._pick(*part) for part in parts])
+        if self.augment == NOTHING:  # what is drawn has addresses: nobody misses what is not
+            return self._images(self.split.images[picked], None), self.split.truth[picked]
         shape = tuple(self.split.images.shape[1:])
         draws = [draw(self.augment, self.seed, device, step, self.size, shape) for device, _, step in parts]
         drawn = Draws.cat(draws)
@@ -55,12 +59,22 @@ class Feed:
         mixed = mix(images, drawn).contiguous(memory_format=torch.channels_last)
         return mixed, mix(truth.to(self.dtype), drawn)
 
+    def series(self, parts: Sequence[tuple[int, Tensor, int]], steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `joint` gives for so many steps of these devices, one after the other, from theirs on."""
+        if self.augment != NOTHING:
+            for taken in range(steps):
+                yield self.joint([(device, indices, start + taken) for device, indices, start in parts])
+            return
+        picked = torch.stack([self._pick(*part, steps) for part in parts])
+        for some in picked.unflatten(1, (steps, self.size)).unbind(1):
+            yield self._images(self.split.images[some.flatten()], None), self.split.truth[some.flatten()]
+
     def plain(self, images: Tensor) -> Tensor:
         """Images as evaluation sees them: normalised, not augmented."""
         return self._images(images, None)
 
-    def _pick(self, device: int, indices: Tensor, step: int) -> Tensor:
-        return indices[positions(self.seed, device, len(indices), step * self.size, self.size)]
+    def _pick(self, device: int, indices: Tensor, step: int, steps: int = 1) -> Tensor:
+        return indices[positions(self.seed, device, len(indices), step * self.size, steps * self.size)]
 
     def _images(self, images: Tensor, draws: Draws | None) -> Tensor:
         augment = None if draws is None else self.augment

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from edgewise.engines.base import Engine, first
+from edgewise.cohorts import first
+from edgewise.engines.base import Engine
+from edgewise.engines.batched import Batched
 from edgewise.engines.fused import Fused
 from edgewise.engines.inline import Inline
 
 ENGINES = ("inline", "torchrun", "fleet")
 
-__all__ = ["ENGINES", "Engine", "Fused", "Inline", "first"]
+__all__ = ["ENGINES", "Batched", "Engine", "Fused", "Inline", "first"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from edgewise.cohorts import first
 from edgewise.device import Device, Reply, Task, Work, enter
 from edgewise.evaluate import Apart, Evaluation
 from edgewise.intake import Pooled
@@ -85,6 +86,10 @@ class Simulated:
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         return first(ranking, size)
 
+    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
+        """The replies of these devices."""
+        raise NotImplementedError
+
     def evaluate(self, task: Task) -> Evaluation | None:
         return None if self.trials is None else self.tried(task, self.trials(), self.devices).value()
 
@@ -100,8 +105,3 @@ class Simulated:
 
     def close(self) -> None:
         pass
-
-
-def first(ranking: Sequence[int], size: int) -> Sequence[int]:
-    """The first `size` devices of a ranking, in the devices' order."""
-    return ranking if size == len(ranking) and isinstance(ranking, range) else sorted(ranking[:size])

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from edgewise import records
+from edgewise.cohorts import cohort
 from edgewise.config import Config, read_toml
 from edgewise.errors import EdgewiseError
 from edgewise.network import Network
 from edgewise.report.watched import Watched
-from edgewise.rounds import cohort, total_rounds
+from edgewise.rounds import total_rounds
 
 DEEPEST = 3  # levels below a folder that is given: out/figure2-demo/runs/NAME from out
 NOT_A_RUN = f"holds no run ({records.CONFIG} and {records.ROUNDS}), nor do the folders in it"

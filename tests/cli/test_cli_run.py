@@ -62,7 +62,7 @@ BAD: dict[str, tuple[tuple[object, ...], list[str]]] = {
     "sync-every": (("--sync-every", 10), ["sync_every", "sync-sgd", "10", "fedavg"]),
     "batch-sync fedavg": (("--norm", "batch-sync", *FEDAVG), ["batch-sync", "lockstep", "fedavg"]),
     "batch-sync loop": (("--norm", "batch-sync", "--fused", "off"), ["batch-sync", "fused is off"]),
-    "fused fedavg": (("--fused", "on", *FEDAVG), ["fused", "use auto or off"]),
+    "fused fedavg": (("--fused", "on", "--algorithm", "fedprox"), ["fused", "use auto or off"]),
     "server-lr": (("--server-lr", 1), ["server_lr", "sync-sgd", "fedavg"]),
     "cohort of none": (("--cohort", 0), ["cohort", "0 of 4", "1 to 4"]),
     "cohort of too many": (("--cohort", 11), ["cohort", "11 of 4", "1 to 4"]),

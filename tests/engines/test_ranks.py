@@ -92,6 +92,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "partition": "quantity:1",
         "algorithm": "fednova",
     },
+    "side by side": {"model": f"{ranks.__name__}:linear", "fused": "on", "codec": "none"},
+    "side by side, lossy": {"model": f"{ranks.__name__}:linear", "fused": "on", "codec": "topk:0.3"},
     "mixed": {"algorithm": "scaffold+fedrs", "server_momentum": 0.5, "cohort": 3, "steps": 8},
     "median": {"aggregate": "median", "codec": "topk:0.3", "diagnose": "full:3"},
 }
@@ -111,6 +113,7 @@ REMEMBERED = {
     "scaffold": {"algorithm": "scaffold", "cohort": 3},
     "local norms": {"norm": "batch-local", "model": "resnet18", "width": 4, "eval_every": 1},
     "fused": {"algorithm": "sync-sgd"},
+    "side by side": {"model": f"{ranks.__name__}:linear", "fused": "on", "codec": "topk:0.3"},
     "median": {"aggregate": "median", "codec": "topk:0.3"},
 }
 

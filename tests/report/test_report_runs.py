@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from written import learning, row, write_run
 
+from edgewise.cohorts import cohort
 from edgewise.config import Config
 from edgewise.errors import EdgewiseError
 from edgewise.network import Link, Network
 from edgewise.report.compare import LONGEST, differences, labels, shared
 from edgewise.report.runs import Run, read
-from edgewise.rounds import cohort
 
 NETWORK = Network(Link(0.008, 0.016))  # a thousand bytes a second up, two thousand down
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgewise.device import Task
-from edgewise.engines.fused import Fused
+from edgewise.engines.inline import Inline
 from edgewise.memories import Memories
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def rehearse(parts: Parts, task: Task, devices: Sequence[int]) -> float:
         return 0.0
     before = parts.model.read()
     engine, best = parts.simulated(Memories()), float("inf")
-    some = list(devices[: engine.together or None] if isinstance(engine, Fused) else devices[:1])
+    some = list(devices[:1] if isinstance(engine, Inline) else devices[: engine.together or None])
     with torch.random.fork_rng(devices=[]):
         tries, until = -1, time.monotonic() + SECONDS  # the first is to get warm
         while tries < TRIES or time.monotonic() < until:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from edgewise.cohorts import first
 from edgewise.device import Reply, Task
 from edgewise.diagnosis import Drift
 from edgewise.diagnosis.watch import Sight
-from edgewise.engines.base import first
 from edgewise.engines.torchrun.cost import Cost, rehearsal
 from edgewise.engines.torchrun.group import Group, Words
 from edgewise.engines.torchrun.share import Share, check, loads

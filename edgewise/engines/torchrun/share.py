@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgewise.device import Reply, Task
-from edgewise.engines.inline import Inline
+from edgewise.engines.fused import Fused
 from edgewise.engines.torchrun.cost import rehearse
 from edgewise.engines.torchrun.group import Group, Words
 from edgewise.engines.torchrun.spread import spread
@@ -43,7 +43,7 @@ class Share:
         self.memories = Memories(part(note, self.mine), files, BUDGET // group.together, self.mine)
         self.engine = parts.simulated(self.memories)
         # Updates that Fused has put together cannot be compared any more.
-        self.compared = parts.watching.looks.drift and isinstance(self.engine, Inline)
+        self.compared = parts.watching.looks.drift and not isinstance(self.engine, Fused)
 
     def of(self, cohort: Sequence[int]) -> list[int]:
         """Which of a cohort are here, in the cohort's order."""

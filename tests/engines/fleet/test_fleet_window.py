@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgewise.cohorts import ranking
 from edgewise.config import Config
 from edgewise.engines import first
 from edgewise.engines.fleet.pace import DEVIATIONS, LEAST, Pace
 from edgewise.engines.fleet.policy import Policy
 from edgewise.engines.fleet.window import Window
 from edgewise.errors import EdgewiseError
-from edgewise.rounds import ranking
 
 ASKED = (2, 5, 7)
 
