@@ -12,25 +12,20 @@ whatever the skew. The logits are least-squares scores near 0 and 1: good for th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from edgewise import records, wire
-from edgewise.assemble import make_model
-from edgewise.data.batches import Augment
+from edgewise import wire
+from edgewise.afterwards import Afterwards, no_fleet
 from edgewise.data.dataset import Dataset, Split
 from edgewise.data.feed import Feed
-from edgewise.data.partition import deal
 from edgewise.errors import EdgewiseError
-from edgewise.evaluate import evaluate
 from edgewise.models.heads import FeatureNorm, ScaledFrame, ScaledLinear, scaled
 from edgewise.objectives import CrossEntropy
 from edgewise.trained import Trained
@@ -118,40 +113,15 @@ def refit(
     the run's config names. EdgewiseError where the model has no linear last layer of ours, where its devices
     were real ones, or where the folder holds something already.
     """
-    folder, place = Path(run), Path(out) if out is not None else Path(run) / "refit"
     if not 0 < ridge < float("inf"):
         raise EdgewiseError(f"refit: a ridge of {ridge:g}; legal: above 0")
-    trained = freed(Trained.read(folder, dataset))
-    _check(trained)
-    records.check_free(place)
-    data = trained.dataset
-    config = replace(trained.config, accelerator="cpu", precision="fp32")  # as it was read
-    torch.set_num_threads(config.threads)
-    model = make_model(config, trained.module)
-    feed = Feed.of(data, 1, Augment(), torch.float32, config.seed)
-    before = evaluate(model, data.test, feed, len(data.classes))
-    parts = deal(config.partition, data.train, len(data.classes), config.devices, config.seed)
-    payloads = [sums(trained.module, data.train.pick(part), feed, len(data.classes)).pack() for part in parts]
-    put(trained.module, payloads, ridge, len(data.classes))
-    after = evaluate(model, data.test, feed, len(data.classes))
-    state = model.read()
-    down = wire.length(state.params.nbytes, state.buffers.nbytes)
-    found = Refit(
-        path=place,
-        ridge=ridge,
-        devices=len(parts),
-        examples=sum(map(len, parts)),
-        accuracy=after.accuracy,
-        trained=before.accuracy,
-        bytes_up=sum(wire.length(len(payload), 0) for payload in payloads),
-        bytes_down=len(parts) * down,
-    )
-    changed = {
-        **{"accuracy": after.accuracy, "per_class": after.per_class},
-        "model_digest": state.digest(model.layout),
-    }
-    _write(found, folder, trained, changed)
-    return found
+    at = Afterwards.read(run, out, dataset, "refit", lambda trained: _checked(freed(trained)))
+    module, data, classes = at.trained.module, at.data, len(at.data.classes)
+    payloads = [sums(module, data.train.pick(part), at.feed, classes).pack() for part in at.parts]
+    put(module, payloads, ridge, classes)
+    up = sum(wire.length(len(payload), 0) for payload in payloads)
+    facts = at.write("refit", sum(map(len, at.parts)), up, ridge=ridge)
+    return Refit(path=at.place, **facts)
 
 
 def freed(trained: Trained) -> Trained:
@@ -191,13 +161,10 @@ def put(module: Any, payloads: Iterable[bytes], ridge: float, classes: int) -> N
         head.bias.copy_(bias)
 
 
-def _check(trained: Trained) -> None:
+def _checked(trained: Trained) -> Trained:
+    """EdgewiseError unless its last layer can be fitted."""
     config, head = trained.config, getattr(trained.module, "classifier", None)
-    if config.engine == "fleet":
-        raise EdgewiseError(
-            "refit: real devices cannot be asked for the sums of their features yet; it takes a run of "
-            "simulated devices"
-        )
+    no_fleet(config, "the sums of their features")
     if not isinstance(config.objective, CrossEntropy):
         raise EdgewiseError("refit: fits classes; the run has another objective than cross-entropy")
     if not isinstance(head, nn.Linear) or not hasattr(trained.module, "features"):
@@ -205,23 +172,7 @@ def _check(trained: Trained) -> None:
             f"refit: model {config.model} with this head has no last layer to fit; it takes resnet18, "
             "fixup-resnet18, or a model with `features(x)` and a linear `classifier`"
         )
-
-
-def _write(found: Refit, run: Path, trained: Trained, changed: dict[str, Any]) -> None:
-    """The model, with the run's config and its summary as changed; the summary last, as of a run."""
-    tensors = {name: tensor.contiguous() for name, tensor in trained.module.state_dict().items()}
-    tensors = {name: tensor.clone() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    facts = {name: value for name, value in asdict(found).items() if name != "path"}
-    was = records.summary(run) or {}
-    totals = {name: was[name] + facts[name] for name in ("bytes_up", "bytes_down") if name in was}
-    summary = was | changed | totals | {"refit": facts}
-    try:
-        found.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdgewiseError(f"{found.path}: cannot be written ({error.strerror})") from None
-    records.write(found.path / records.CONFIG, trained.config.toml())
-    records.write(found.path / records.MODEL, save(tensors))
-    records.write(found.path / records.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return trained
 
 
 __all__ = ["RIDGE", "Refit", "Sums", "inputs", "put", "refit", "sums"]

@@ -45,7 +45,8 @@ STAGES = """
     judgement
     rounds
     inspection trained
-    exports refit
+    exports afterwards
+    refit restate
     releases
     ongoing
     report experiments

@@ -29,8 +29,15 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Take in (N, C, ...). Chan et al. 1979: the pairwise form, which loses no digits."""
         values = x.detach().double().transpose(0, 1).flatten(1)
-        count, mean = values.shape[1], values.mean(1)
-        squares = (values - mean[:, None]).square().sum(1)
+        mean = values.mean(1)
+        self._join(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+
+    def join(self, other: Moments) -> None:
+        """Take in what others have seen."""
+        if other.count:
+            self._join(other.count, other.mean, other.squares)
+
+    def _join(self, count: int, mean: Tensor, squares: Tensor) -> None:
         if not self.count:
             self.count, self.mean, self.squares = count, mean, squares
             return
@@ -39,6 +46,24 @@ class Moments:
         self.squares = self.squares + squares + gap.square() * (self.count * count / total)
         self.mean = self.mean + gap * (count / total)
         self.count = total
+
+    def pack(self) -> bytes:
+        """As they travel: count, means, squares, in float64."""
+        count = torch.tensor([self.count], dtype=torch.float64)
+        return torch.cat([count, self.mean, self.squares]).numpy().tobytes()
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Moments:
+        """EdgewiseError unless the payload is moments of something."""
+        found, channels = cls(), (len(payload) // 8 - 1) // 2
+        if channels < 1 or len(payload) != 8 * (1 + 2 * channels):
+            raise EdgewiseError(f"{len(payload)} bytes are no moments")
+        values = torch.frombuffer(bytearray(payload), dtype=torch.float64)
+        if not bool(values.isfinite().all()) or values[0] < 1 or bool((values[1 + channels :] < 0).any()):
+            raise EdgewiseError("moments that are those of nothing")
+        found.count = int(values[0])
+        found.mean, found.squares = values[1:].split(channels)
+        return found
 
     @property
     def variance(self) -> Tensor:
@@ -56,22 +81,24 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     made, examples = copy.deepcopy(model).eval(), list(batches)
     if not examples:
         raise EdgewiseError("recalibrate: no batches; the statistics come from data")
-    names = [name for name in trace(made, examples[0]).inputs if _keeps(made.get_submodule(name))]
+    names = [name for name in trace(made, examples[0]).inputs if keeps(made.get_submodule(name))]
     if not names:
         raise EdgewiseError("recalibrate: the model has no batch norm that keeps running statistics")
     for name in names:
         moments = Moments()
         for batch in examples:
             moments.add(trace(made, batch).inputs[name])
-        _write(made.get_submodule(name), moments)
+        put(made.get_submodule(name), moments)
     return made.train(model.training)
 
 
-def _keeps(module: nn.Module) -> bool:
+def keeps(module: nn.Module) -> bool:
+    """Whether it is a batch norm with running statistics."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _write(norm: nn.Module, moments: Moments) -> None:
+def put(norm: nn.Module, moments: Moments) -> None:
+    """Write the statistics into a norm."""
     assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.copy_(moments.mean)
     norm.running_var.copy_(moments.variance)

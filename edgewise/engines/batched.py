@@ -27,9 +27,7 @@ from edgewise.memories import Memories
 from edgewise.rows import Rows
 from edgewise.vector import FlatModel
 
-ROOM = (
-    1 << 22
-)  # bytes of parameters that are trained at once; with gradients and batches they stay in the cache
+ROOM = 1 << 22  # bytes of parameters that are trained at once: they stay in the cache
 FEW = 4  # devices that must fit for it to be worth it
 CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),

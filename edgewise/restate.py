@@ -1,0 +1,111 @@
+"""Batch norm's statistics taken anew after training, from moments that devices can send.
+
+    each device:  of every batch norm's inputs, by channel: their number, mean and squares about the mean
+    coordinator:  the mean and variance of all of them together (Chan et al. 1979), written into the norm
+
+Averaging devices' running statistics leaves out how far their means lie apart; these are exactly the
+statistics of all the examples in one place, whatever the skew. Norms are taken one after another from the
+input on, each behind norms that have theirs already: a pass over the examples, and an exchange, for each
+(`conversion/recalibration.py` does the same for one machine, and says whose idea it is).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgewise import wire
+from edgewise.afterwards import Afterwards, no_fleet
+from edgewise.conversion.flow import trace
+from edgewise.conversion.recalibration import Moments, keeps, put
+from edgewise.data.dataset import Dataset
+from edgewise.errors import EdgewiseError
+from edgewise.trained import Trained
+
+EXAMPLES = 100  # of a device
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class Restated:
+    """A model whose batch norms have new statistics. Accuracies on test data; bytes of all devices."""
+
+    path: Path
+    norms: int
+    devices: int
+    examples: int
+    accuracy: float
+    trained: float
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.path}: accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}; "
+            f"statistics of {self.norms} norms from {self.examples:,} examples of {self.devices} devices, "
+            f"{self.bytes_up:,} bytes up, {self.bytes_down:,} down"
+        )
+
+
+def restate(
+    run: str | Path,
+    examples: int = EXAMPLES,
+    *,
+    out: str | Path | None = None,
+    dataset: Dataset | None = None,
+) -> Restated:
+    """Take the statistics of a finished run's batch norms anew, from up to `examples` of each device.
+
+    What is written into `out` (else `restated` in the run's folder) can be exported like a run. `dataset`
+    replaces the one that the run's config names. EdgewiseError where the model keeps no statistics, where its
+    devices were real ones, or where the folder holds something already.
+    """
+    if examples < 1:
+        raise EdgewiseError(f"refit: statistics of {examples} examples; legal: 1 or more")
+    at = Afterwards.read(run, out, dataset, "restated", _checked)
+    module, images = at.trained.module, [at.data.train.images[part[:examples]] for part in at.parts]
+    names = _names(module, at.feed.plain(images[0][:1]))
+    up = down = 0
+    for name in names:
+        sent = [_moments(module, name, [at.feed.plain(some) for some in own.split(BATCH)]) for own in images]
+        up += sum(wire.length(len(moments.pack()), 0) for moments in sent)
+        together = Moments()
+        for moments in sent:
+            together.join(Moments.unpack(moments.pack()))
+        put(module.get_submodule(name), together)
+        down += len(sent) * wire.length(2 * 4 * len(together.mean), 0)
+    facts = at.write("restated", sum(map(len, images)), up, down, norms=len(names))
+    return Restated(path=at.place, **facts)
+
+
+@torch.no_grad()
+def _moments(module: nn.Module, name: str, batches: Sequence[Tensor]) -> Moments:
+    """What one device sends: of the inputs of a norm, for its examples as evaluation sees them."""
+    found = Moments()
+    for batch in batches:
+        found.add(trace(module, batch).inputs[name])
+    return found
+
+
+def _names(module: nn.Module, example: Tensor) -> list[str]:
+    """The norms that keep statistics, in the order in which they are reached."""
+    return [name for name in trace(module, example).inputs if keeps(module.get_submodule(name))]
+
+
+def _checked(trained: Trained) -> Trained:
+    """EdgewiseError unless there are statistics to take."""
+    no_fleet(trained.config, "the moments of what reaches their norms")
+    if not any(keeps(module) for module in trained.module.modules()):
+        raise EdgewiseError(
+            f"refit: the model {trained.config.model} has no batch norm that keeps statistics; "
+            "there are none to take anew with this norm"
+        )
+    return trained
+
+
+__all__ = ["EXAMPLES", "Restated", "restate"]
