@@ -71,7 +71,7 @@ def measure(devices: int, cohort: int, rounds: int) -> dict[str, float]:
     before, spent = peak(), list[float]()
     Batched._learned = timed(Batched._learned, spent)  # type: ignore[method-assign]
     config = Config(
-        model="small:linear",
+        model="small_cases:linear",
         devices=devices,
         cohort=cohort / devices,
         algorithm=FedAvg(SGD(0.01, momentum=0, weight_decay=0), sync_every=STEPS),

@@ -4,9 +4,10 @@
     python benchmarks/small.py --check     is the work the same?
 
 1,000 devices with 50 examples each, of which 50 take part in a round: federated averaging, one pass over
-their data in batches of 10. `edgewise` is `edgewise.run` as a user calls it, diagnostics and records
-included, without evaluation and checkpoints; `apart` the same with `--fused off`, device after device. `bare`
-is the loop below: channels-last, SGD with foreach, weights copied at once. They take turns, a round each.
+their data in batches of 10. (`lenet`: ten devices, ten steps of 32.) `edgewise` is `edgewise.run` as a user
+calls it, diagnostics and records included, without evaluation and checkpoints; `apart` the same with
+`--fused off`, device after device. `bare` is the loop below: channels-last, SGD with foreach, weights copied
+at once. They take turns, a round each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from simulate import CHECKED, ENDLESS, WARMUP, alternate, machine, ratio
-from torch import Tensor, nn
+from small_cases import CASES, MODELS, Setup
+from torch import Tensor
 
 from edgewise import SGD, Config, Dataset, FedAvg, Round, run
 from edgewise.cohorts import cohort
@@ -34,56 +36,28 @@ from edgewise.models import build
 from edgewise.models.norms import Group
 
 SEED, LR = 0, 0.01
+CLASSES = 10
 SIDES = {"edgewise": "auto", "apart": "off"}  # and --fused
-Shape = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Setup:
-    devices: int = 1000
-    cohort: int = 50
-    examples: int = 50
-    batch: int = 10
-
-    @property
-    def steps(self) -> int:
-        """Of a device in a round: a pass over its examples."""
-        return self.examples // self.batch
-
-
-def linear(shape: Shape, classes: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
-
-
-def perceptron(shape: Shape, classes: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.ReLU(), nn.Linear(64, classes))
-
-
-def cnn(shape: Shape, classes: int) -> nn.Module:
-    """Two convolutions and two linear layers, as benchmarks of federated learning often have."""
-    inside = (shape[1] - 4) // 2 * ((shape[2] - 4) // 2)
-    return nn.Sequential(
-        *(nn.Conv2d(shape[0], 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(64 * inside, 128), nn.ReLU(), nn.Linear(128, classes)),
-    )
-
-
-CASES: dict[str, Shape] = {"linear": (1, 28, 28), "perceptron": (1, 28, 28), "cnn": (3, 32, 32)}
-
-
-def noise(shape: Shape, setup: Setup) -> tuple[Dataset, list[Tensor]]:
-    """Images that are noise, since only time is measured, and which of them each device has."""
+def pixels(setup: Setup) -> tuple[Tensor, Tensor]:
+    """Images that are noise, since only time is measured, and labels."""
     generator = torch.Generator().manual_seed(SEED)
     count = setup.devices * setup.examples
-    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = torch.randint(0, 256, (count, *setup.shape), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, CLASSES, (count,), generator=generator)
+
+
+def noise(setup: Setup) -> tuple[Dataset, list[Tensor]]:
+    """The data set, and which of it each device has."""
+    images, labels = pixels(setup)
     dataset = Dataset.of("noise", train=(images, labels), test=(images[:10], labels[:10]))
-    return dataset, list(torch.arange(count).split(setup.examples))
+    return dataset, list(torch.arange(len(images)).split(setup.examples))
 
 
 def config(case: str, setup: Setup, fused: str, steps: int, exact: bool) -> Config:
     return Config(
-        model=f"{__name__}:{case}",
+        model=f"small_cases:{MODELS[case].__name__}",
         devices=setup.devices,
         cohort=setup.cohort / setup.devices,
         algorithm=FedAvg(SGD(LR, momentum=0, weight_decay=0), sync_every=setup.steps),
@@ -101,7 +75,7 @@ def config(case: str, setup: Setup, fused: str, steps: int, exact: bool) -> Conf
 def edgewise(
     case: str, setup: Setup, folder: str, fused: str, steps: int = ENDLESS, exact: bool = False
 ) -> Generator[Round]:
-    dataset, dealt = noise(CASES[case], setup)
+    dataset, dealt = noise(setup)
     settings = config(case, setup, fused, steps, exact)
     return run(settings, folder, dataset=dataset, dealt=dealt, checkpoint_seconds=math.inf)
 
@@ -111,11 +85,11 @@ class Bare:
 
     def __init__(self, case: str, setup: Setup, exact: bool = False) -> None:
         self.setup, self.config = setup, config(case, setup, "off", ENDLESS, exact)
-        self.dataset, self.dealt = noise(CASES[case], setup)
+        self.dataset, self.dealt = noise(setup)
         dtype = torch.float64 if exact else torch.float32
         moments = torch.tensor([self.dataset.mean, self.dataset.std], dtype=dtype)
         self.mean, self.std = 255 * moments[..., None, None]
-        model = build(f"{__name__}:{case}", CASES[case], 10, 4, Group(), SEED)
+        model = build(f"small_cases:{MODELS[case].__name__}", setup.shape, CLASSES, 4, Group(), SEED)
         self.model = model.to(dtype, memory_format=torch.channels_last)
         self.parameters = list(self.model.parameters())
         self.places = dict.fromkeys(range(setup.devices), 0)
@@ -180,26 +154,31 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which (all)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds of each side (20)")
-    parser.add_argument("--devices", type=int, default=1000, help="number of devices (1000)")
-    parser.add_argument("--cohort", type=int, default=50, help="devices of a round (50)")
+    parser.add_argument("--devices", type=int, help="number of devices (1000; lenet: 10)")
+    parser.add_argument("--cohort", type=int, help="devices of a round (50; lenet: 10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's seconds here too")
     parser.add_argument("--check", action="store_true", help="compare the results, not the times")
     given = parser.parse_args(arguments)
-    if min(given.rounds, given.cohort) < 1 or given.cohort > given.devices:
+    sizes = [sized(case, given) for case in given.cases]
+    if given.rounds < 1 or not all(0 < setup.cohort <= setup.devices for setup in sizes):
         parser.error("rounds and cohort are at least 1, and a cohort has no more than all devices")
     return given
+
+
+def sized(case: str, given: argparse.Namespace) -> Setup:
+    setup = CASES[case]
+    return replace(setup, devices=given.devices or setup.devices, cohort=given.cohort or setup.cohort)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = options(arguments)
     torch.set_num_threads(1)
-    setup = Setup(given.devices, given.cohort)
-    print(about := f"{machine()}; {setup}, {given.rounds} rounds")
+    print(about := f"{machine()}; {given.rounds} rounds")
     if given.check:
-        return 0 if all([check(case, setup) for case in given.cases]) else 1
+        return 0 if all([check(case, sized(case, given)) for case in given.cases]) else 1
     results = {}
     for case in given.cases:
-        seconds = measure(case, setup, given.rounds)
+        seconds = measure(case, sized(case, given), given.rounds)
         ratios = {side: ratio(seconds[side], seconds["bare"]) for side in SIDES}
         results[case] = {"ratios": ratios, "seconds": seconds}
         times = ", ".join(f"{side} {1e3 * float(np.median(took)):.1f} ms" for side, took in seconds.items())

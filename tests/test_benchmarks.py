@@ -19,6 +19,8 @@ from edgewise.data import Dataset
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import algorithms  # noqa: E402 - scripts, not modules of the package
+import anatomy  # noqa: E402
+import peers  # noqa: E402
 import scale  # noqa: E402
 import simulate  # noqa: E402
 import small  # noqa: E402
@@ -230,3 +232,38 @@ def test_very_many_devices_have_their_numbers(tmp_path: Path, capsys: pytest.Cap
     for numbers in found.values():
         assert 0 < numbers["beside_ms"] < numbers["round_ms"] and numbers["start_s"] > 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["8", "20"]
+
+
+def test_a_peer_is_compared_with_the_loop_of_its_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    def turn(median: float, cpu: float, first: float) -> dict[str, float]:
+        return {"median": median, "cpu": cpu, "first": first}
+
+    found = {
+        "bare": [turn(1, 10, 2), turn(2, 10, 2), turn(4, 10, 2)],
+        "pfl": [turn(2, 20, 3), turn(2, 30, 4), turn(2, 40, 5)],
+        "flower": [],
+    }
+    ratios = peers.compare("linear", found)
+    assert ratios == {"pfl": {"of_bare": 1, "cpu_of_bare": 3, "later_first": 2}}
+    assert capsys.readouterr().out.startswith("linear pfl: 2000 ms a round, of bare 1.00")
+
+
+@pytest.mark.slow
+def test_peers_that_are_not_installed_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "MODULES", peers.MODULES | {"pfl": "not_installed_anywhere"})
+    flags = ["--cases", "linear", "--sides", "edgewise", "pfl", "--rounds", "1", "--turns", "1"]
+    assert peers.main([*flags, "--json", str(tmp_path / "peers.json")]) == 0
+    case = json.loads((tmp_path / "peers.json").read_text())["cases"]["linear"]
+    assert case["ratios"].keys() == {"edgewise"} and case["runs"].keys() == {"bare", "edgewise"}
+    assert "pfl: skipped: not_installed_anywhere is not installed" in capsys.readouterr().out
+
+
+def test_a_run_s_time_is_its_files(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["width=2", "batch=2", "devices=2", "sync_every=2", "algorithm=fedprox"]
+    assert anatomy.main(["--seconds", "0.5", "--set", *flags]) == 0
+    about, rounds, *lines = capsys.readouterr().out.splitlines()
+    assert "algorithm=fedprox" in about and " rounds of " in rounds
+    shares = {words[1]: float(words[0][:-1]) for words in map(str.split, lines) if words[1].endswith(".py")}
+    assert shares["local.py"] > 30 and sum(shares.values()) == pytest.approx(100, abs=2)
