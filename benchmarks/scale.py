@@ -73,7 +73,7 @@ def measure(devices: int, cohort: int, rounds: int) -> dict[str, float]:
     config = Config(
         model="small_cases:linear",
         devices=devices,
-        cohort=cohort / devices,
+        cohort=cohort,
         algorithm=FedAvg(SGD(0.01, momentum=0, weight_decay=0), sync_every=STEPS),
         batch=BATCH,
         steps=STEPS * (1 + WARM + rounds),

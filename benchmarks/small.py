@@ -59,7 +59,7 @@ def config(case: str, setup: Setup, fused: str, steps: int, exact: bool) -> Conf
     return Config(
         model=f"small_cases:{MODELS[case].__name__}",
         devices=setup.devices,
-        cohort=setup.cohort / setup.devices,
+        cohort=setup.cohort,
         algorithm=FedAvg(SGD(LR, momentum=0, weight_decay=0), sync_every=setup.steps),
         batch=setup.batch,
         steps=steps,

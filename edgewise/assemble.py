@@ -27,11 +27,12 @@ from edgewise.data.skew import BREAKS, apart
 from edgewise.device import Device, Terms, Work
 from edgewise.diagnosis import Effort, Probe, Watching
 from edgewise.engines import Batched, Engine, Fused, Inline, batched
+from edgewise.engines.choice import choose_fused
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import Apart
 from edgewise.memories import Memories, Note
-from edgewise.models.norms import BatchLocal, BatchSync, batch_coupled, device_normed
+from edgewise.models.norms import BatchLocal, BatchSync, device_normed
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
 from edgewise.pacing import local_steps, make_schedule, paced_alike
@@ -142,13 +143,18 @@ class Parts:
             return loopback(self.fleet_run(folder), self.config, folder, note)
         return self.simulated(Memories(note, folder and folder / MEMORIES))
 
+    @property
+    def together(self) -> int:
+        """How many devices' steps side by side would be taken at once."""
+        batch = self.config.batch * math.prod(self.shape) * self.model.params.itemsize
+        return batched.together(self.model, batch, self.config.cohort_size)
+
     def simulated(self, memories: Memories) -> Inline | Fused | Batched:
         """The engine of devices in this process; `memories`: of those that it will be asked for."""
         if self.config.fused == "off":
             return Inline(self.devices, self.model, self.work, memories, self._trials)
         if not self.config.algorithm.sends_gradients:
-            count = batched.together(self.model, self.config.cohort_size)
-            return Batched(self.devices, self.model, self.work, memories, together=count)
+            return Batched(self.devices, self.model, self.work, memories, together=self.together)
         on_cpu = self.model.params.device.type == "cpu"
         apart = on_cpu and not isinstance(self.config.norm, BatchSync)
         together = max(1, CACHED // self.config.batch) if apart else 0
@@ -196,10 +202,10 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
 def _fused(parts: Parts) -> Parts:
     """The parts, with it decided whether their devices share a pass."""
 
-    def mapped() -> bool:
-        return batched.mapped(parts.devices, parts.model, parts.work)
+    def unmapped() -> str:
+        return batched.unmapped(parts.devices, parts.model, parts.work)
 
-    fused = choose_fused(parts.config, parts.model, mapped)
+    fused = choose_fused(parts.config, parts.model, parts.together, unmapped)
     return replace(parts, config=replace(parts.config, fused=fused))
 
 
@@ -272,48 +278,6 @@ def _check_personal(config: Config, layout: Layout) -> None:
             "codec: dgc takes the momentum of sync-sgd into what is sent, which batch-local's norms are no "
             "part of; take another codec, such as topk, or fedavg"
         )
-
-
-def choose_fused(config: Config, model: FlatModel, mapped: Callable[[], bool] = lambda: False) -> str:
-    """Whether devices share a pass: one gradient where that is exact, or steps side by side where that suits.
-
-    EdgewiseError where it is asked for and is not possible. `mapped`: whether the model can be mapped.
-    """
-    obstacle, averaging = _obstacle(config, model), not config.algorithm.sends_gradients
-    synced = isinstance(config.norm, BatchSync) and config.model != "fixup-resnet18"
-    scattered = config.engine == "torchrun" and config.processes not in (None, "auto", "1")
-    if synced and (obstacle or scattered or averaging or config.fused == "off"):
-        apart = f"its devices are in {config.processes} processes" if scattered else "fused is off"
-        reason = "fedavg's devices take several steps apart" if averaging else obstacle or apart
-        raise EdgewiseError(
-            "norm: batch-sync needs all devices in lockstep (sync-sgd, a lossless codec, fused), "
-            f"but {reason}"
-        )
-    wanted = config.fused == "on" or (config.fused == "auto" and not obstacle)
-    if wanted and averaging and config.fused == "auto":
-        wanted = batched.suits(model, config.cohort_size)
-    if wanted and averaging and not obstacle and not mapped():
-        obstacle = "the model cannot be mapped over devices (torch.func.vmap)"
-    if config.fused == "on" and obstacle:
-        raise EdgewiseError(f"fused: cannot be on: {obstacle}; use auto or off")
-    return "on" if wanted and not obstacle else "off"
-
-
-def _obstacle(config: Config, model: FlatModel) -> str:
-    """Why devices cannot share a pass and stay what they are alone; nothing if they can."""
-    apart = (config.engine == "fleet", "the devices of a fleet are apart")
-    if not config.algorithm.sends_gradients:
-        return apart[1] if apart[0] else batched.obstacle(config.algorithm, model)
-    coupled = batch_coupled(model.module)
-    obstacles = (
-        apart,
-        (model.layout.personal, "every device has norms of its own"),
-        (not config.codec.lossless, "the codec loses something on each device"),
-        (not config.aggregate.linear, "the aggregate looks at every device's update"),
-        (not config.codec.fixed, "what the codec makes differs in length from device to device"),
-        (bool(coupled), f"{(coupled or [''])[0] or 'the model'} couples the examples of a batch"),
-    )
-    return next((words for stands, words in obstacles if stands), "")
 
 
 def move(dataset: Dataset, accelerator: str) -> Dataset:

@@ -25,7 +25,6 @@ from edgewise.assemble import (
     Parts,
     build_module,
     build_module_for,
-    choose_fused,
     decide,
     make_model,
     make_terms,
@@ -37,6 +36,7 @@ from edgewise.data.feed import Feed
 from edgewise.data.holdings import counts
 from edgewise.data.partition import Partition, alike, deal
 from edgewise.device import Device
+from edgewise.engines.choice import choose_fused
 from edgewise.engines.fleet.duty import Outfit
 from edgewise.errors import EdgewiseError
 from edgewise.models import MODELS

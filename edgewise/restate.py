@@ -22,6 +22,7 @@ from edgewise import wire
 from edgewise.afterwards import Afterwards, no_fleet
 from edgewise.conversion.flow import trace
 from edgewise.conversion.recalibration import Moments, keeps, put
+from edgewise.data.batches import positions
 from edgewise.data.dataset import Dataset
 from edgewise.errors import EdgewiseError
 from edgewise.trained import Trained
@@ -68,7 +69,7 @@ def restate(
     if examples < 1:
         raise EdgewiseError(f"refit: statistics of {examples} examples; legal: 1 or more")
     at = Afterwards.read(run, out, dataset, "restated", _checked)
-    module, images = at.trained.module, [at.data.train.images[part[:examples]] for part in at.parts]
+    module, images = at.trained.module, [at.data.train.images[some] for some in _drawn(at, examples)]
     names = _names(module, at.feed.plain(images[0][:1]))
     up = down = 0
     for name in names:
@@ -81,6 +82,15 @@ def restate(
         down += len(sent) * wire.length(2 * 4 * len(together.mean), 0)
     facts = at.write("restated", sum(map(len, images)), up, down, norms=len(names))
     return Restated(path=at.place, **facts)
+
+
+def _drawn(at: Afterwards, examples: int) -> list[Tensor]:
+    """Up to so many examples of each device, the first of its order: what it holds lies class by class."""
+    seed = at.config.seed
+    return [
+        part[positions(seed, device, len(part), 0, min(examples, len(part)))]
+        for device, part in enumerate(at.parts)
+    ]
 
 
 @torch.no_grad()

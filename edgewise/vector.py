@@ -267,7 +267,7 @@ TINY = 1e-9  # a length below which squares may be too small for a float32
 
 
 def length(vector: Tensor) -> float:
-    """The Euclidean norm to seven digits or more; the same wherever in memory the vector lies."""
+    """The Euclidean norm, of float32 to six digits or more; the same wherever in memory the vector lies."""
     found = _length(vector)
     if math.isfinite(found) and found > TINY:
         return found

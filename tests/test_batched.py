@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,40 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.layer(x)
         return found * 2 if found.sum() > 0 else found
+
+
+class Hiding(nn.Module):
+    """It reaches its weights by another way than their names."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, shape[0] * shape[1] * shape[2]))
+        self.hidden = [self.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.hidden[0].t()
+
+
+class Own(nn.Module):
+    """A last layer that stays on the device."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(shape[0] * shape[1] * shape[2], 8)
+        self.head = OwnLinear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x.flatten(1))))
+
+
+class OwnLinear(nn.Linear):
+    def parameter_kind(self, name: str) -> str:
+        return "local"
+
+
+@dataclass(frozen=True)
+class Otherwise(FedAvg):
+    """Someone's own."""
 
 
 def large(shape: Shape, classes: int) -> nn.Module:
@@ -220,6 +254,9 @@ def test_a_device_that_diverges_is_named(spots: Dataset, tmp_path: Path) -> None
         ("convolutional", {}, "off"),
         ("dropping", {}, "off"),  # what each device drops is drawn as it comes
         ("Branching", {}, "off"),
+        ("Hiding", {}, "off"),
+        ("Own", {}, "off"),
+        ("linear", {"algorithm": Otherwise(SGD(0.1), sync_every=3)}, "off"),
         ("large", {}, "off"),
         ("linear", {"algorithm": FedAvg(SGD(0.1), sync_every=3, parts=(FedProx(),))}, "off"),
         ("linear", {"algorithm": FedAvg(SGD(0.1), sync_every=3, local_momentum="keep")}, "off"),
@@ -262,6 +299,16 @@ def test_a_model_that_no_map_can_follow_is_said(spots: Dataset) -> None:
 
 def test_as_many_train_at_once_as_stay_in_the_cache(spots: Dataset) -> None:
     model = assemble(config("linear"), spots).model
-    assert batched.together(model, 5) == 5
+    assert batched.together(model, 256, 5) == 5
     most = batched.ROOM // model.params.nbytes
-    assert batched.together(model, 10**6) == most and most * model.params.nbytes <= batched.ROOM
+    assert batched.together(model, 256, 10**6) == most and most * model.params.nbytes <= batched.ROOM
+    assert batched.together(model, batched.BATCHES // 3, 10**6) == 3
+    assert batched.together(model, 2 * batched.BATCHES, 10**6) == 1
+
+
+def test_few_matrices_are_kept(spots: Dataset) -> None:
+    parts = assemble(config("linear"), spots)
+    engine = Batched(parts.devices, parts.model, parts.work, Memories(), together=4)
+    for round, count in enumerate((9, 7, 6, 5, 8), 1):
+        list(engine.ask(Task(round, 1, 1.0, parts.model.read()), range(count)))
+    assert set(engine._rows) <= {1, 2, 3, 4} and len(engine._rows) <= 2

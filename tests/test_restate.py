@@ -15,7 +15,7 @@ from torch import nn
 from edgewise import Config, FedAvg, Labels, Trained, data, records, run
 from edgewise.conversion.recalibration import Moments, keeps, recalibrate
 from edgewise.data import Dataset
-from edgewise.data.batches import Augment
+from edgewise.data.batches import Augment, positions
 from edgewise.data.feed import Feed
 from edgewise.data.partition import deal
 from edgewise.errors import EdgewiseError
@@ -51,7 +51,10 @@ def test_skewed_devices_are_one_machine(finished: Path, digits: Dataset, tmp_pat
     trained = Trained.read(finished, digits)
     parts = deal(SKEWED.partition, digits.train, 10, SKEWED.devices, SKEWED.seed)
     feed = Feed.of(digits, 1, Augment(), torch.float32, 0)
-    together = feed.plain(digits.train.images[torch.cat([part[:30] for part in parts])])
+    drawn = [part[positions(SKEWED.seed, id, len(part), 0, 30)] for id, part in enumerate(parts)]
+    for some, part in zip(drawn, parts, strict=True):  # of both classes, though they lie class by class
+        assert set(digits.train.labels[some].tolist()) == set(digits.train.labels[part].tolist())
+    together = feed.plain(digits.train.images[torch.cat(drawn)])
     expected = recalibrate(trained.module, [together]).state_dict()
     before, after = load_file(finished / records.MODEL), load_file(tmp_path / "new" / records.MODEL)
     changed = {name for name in after if not torch.equal(after[name], before[name])}

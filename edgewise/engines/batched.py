@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from edgewise import local
 from edgewise.algorithms import FedAvg
 from edgewise.algorithms.base import Algorithm
 from edgewise.algorithms.momenta import RESET
@@ -24,10 +25,12 @@ from edgewise.device import Device, Memory, Reply, Task, Work, checked, encoded
 from edgewise.engines.base import Simulated
 from edgewise.errors import EdgewiseError
 from edgewise.memories import Memories
+from edgewise.optimizers import SGD
 from edgewise.rows import Rows
 from edgewise.vector import FlatModel
 
 ROOM = 1 << 22  # bytes of parameters that are trained at once: they stay in the cache
+BATCHES = 1 << 24  # bytes of their batches: what a model makes of these grows with them
 FEW = 4  # devices that must fit for it to be worth it
 CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -37,10 +40,13 @@ CONVOLUTIONS = (
 
 def obstacle(algorithm: Algorithm, model: FlatModel) -> str:
     """Why devices cannot take their steps together, whatever the data; nothing if they can."""
-    plain = isinstance(algorithm, FedAvg) and not algorithm.parts and algorithm.local_momentum == RESET
+    other = "only plain fedavg's devices can take their steps together"
+    if not isinstance(algorithm, FedAvg) or {type(algorithm), type(algorithm.sgd)} != {FedAvg, SGD}:
+        return other  # a subclass may do otherwise
     obstacles = (
-        (not plain, "only plain fedavg's devices can take their steps together"),
-        (isinstance(algorithm, FedAvg) and algorithm.local_epochs, "devices take unequal numbers of steps"),
+        (algorithm.parts or algorithm.local_momentum != RESET, other),
+        (algorithm.local_epochs, "devices take unequal numbers of steps"),
+        (model.layout.personal, "every device has a part of the model of its own"),
         (algorithm.sgd.agc, "agc clips the gradients of one model"),
         (model.autocast is not None, "bf16 is for one model at a time"),
         (any(True for _ in model.module.buffers()), "the model has buffers, which a batch may change"),
@@ -48,29 +54,46 @@ def obstacle(algorithm: Algorithm, model: FlatModel) -> str:
     return next((words for stands, words in obstacles if stands), "")
 
 
-def together(model: FlatModel, cohort: int) -> int:
-    """How many devices train at once."""
-    return max(1, min(cohort, ROOM // max(1, model.params.nbytes)))
+def together(model: FlatModel, batch: int, cohort: int) -> int:
+    """How many devices train at once. `batch`: bytes of a device's batch."""
+    return max(1, min(cohort, ROOM // max(1, model.params.nbytes), BATCHES // max(1, batch)))
 
 
-def suits(model: FlatModel, cohort: int) -> bool:
-    """Whether devices together are faster: a small model without convolutions."""
+def suits(model: FlatModel, count: int) -> bool:
+    """Whether so many devices together are faster: on a CPU, a small model without convolutions."""
     folded = any(isinstance(module, CONVOLUTIONS) for module in model.module.modules())
-    return together(model, cohort) >= FEW and not folded
+    return count >= FEW and not folded and model.params.device.type == "cpu"
 
 
-def mapped(devices: Sequence[Device], model: FlatModel, work: Work) -> bool:
-    """Whether the model can be mapped over devices: a step is tried, at a rate of 0."""
-    state, engine = model.read(), Batched(devices, model, work, Memories(), together=2)
-    some = range(min(2, len(devices)))
+def unmapped(devices: Sequence[Device], model: FlatModel, work: Work) -> str:
+    """Why the model cannot be mapped over devices; nothing if two have the gradients they have alone."""
+    some, state = devices[:2], model.read()
     try:
         with torch.random.fork_rng(devices=[]):
-            list(engine.ask(Task(1, 1, 0.0, state), some))
-    except EdgewiseError:
+            rows = Rows(model, len(some))
+            rows.params.copy_(state.params)
+            x, y = work.feed.joint([(device.id, device.indices, 0) for device in some])
+            losses = rows.gradient(x, y, work.objective)
+            for place, device in enumerate(some):
+                model.grads.zero_()
+                batch = work.feed.batch(device.id, device.indices, 0)
+                alone = local.gradient(model, batch, work.objective).mean()
+                if not (_near(losses[place], alone) and _near(rows.grads[place], model.grads)):
+                    return "it gives other gradients than alone"
+    except (MemoryError, torch.OutOfMemoryError, EdgewiseError):
         raise
-    except Exception:  # whatever it is that this model's own code does and no map can
-        return False
-    return True
+    except Exception as error:  # whatever it is that this model's own code does and no map can
+        return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    finally:
+        model.grads.zero_()
+        model.write(state)
+    return ""
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Up to rounding, which may be float32's; NaN is as good as NaN."""
+    scale = float(other.abs().nan_to_num().max())
+    return torch.allclose(one, other, rtol=1e-2, atol=1e-3 * scale, equal_nan=True)
 
 
 class Batched(Simulated):
@@ -110,6 +133,9 @@ class Batched(Simulated):
         return rows.params - task.state.params, torch.stack(losses).mean(0)
 
     def _matrix(self, count: int) -> Rows:
-        if count not in self._rows:
+        if (
+            count not in self._rows
+        ):  # a rank's share of a cohort has many sizes: one beside the full one is kept
+            self._rows = {size: rows for size, rows in self._rows.items() if size == self.together}
             self._rows[count] = Rows(self.model, count)
         return self._rows[count]
