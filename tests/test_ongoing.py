@@ -116,7 +116,7 @@ def test_a_stream_that_never_began_may_begin_as_another(tmp_path: Path) -> None:
 def test_a_stream_that_is_stopped_ends_in_the_same_releases(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     # So many steps that the second phase still goes on when it is stopped, on a busy machine too.
-    flags = ["ongoing", "--model", MODEL, "--devices", 3, "--batch", 4, "--steps", 1000, "--phases", 2]
+    flags = ["ongoing", "--model", MODEL, "--devices", 3, "--batch", 4, "--steps", 3000, "--phases", 2]
     flags += ["--eval-every", 0, "--tolerance", 1]
     whole = edgewise(*flags, "--out", "whole", folder=tmp_path)
     assert whole.status == 0 and "phase 2: 10 classes" in whole.out
