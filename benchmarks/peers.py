@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ HERE = Path(__file__).parent
 MODULES = {"bare": "edgewise", "edgewise": "edgewise", "pfl": "pfl", "flower": "flwr"}
 PEERS = ("pfl", "flower")
 WARM = 2  # rounds
+Turns = dict[str, list[dict[str, Any] | None]]  # by side
 LR = 0.01
 
 
@@ -66,18 +68,18 @@ def edgewise(case: str, rounds: int, clock: Clock) -> None:
         playing.close()
 
 
-# ---- theirs: torch is all of small.py that they need ----
+# ---- theirs: they need torch, and nothing of edgewise ----
 
 
 def sizes(case: str) -> Any:
-    """What small.py says of a case, without importing edgewise."""
+    """What small_cases.py says of a case."""
     import small_cases
 
     return small_cases.CASES[case], small_cases.MODELS[case]
 
 
 def examples(setup: Any) -> tuple[Any, Any]:
-    """Normalised images of noise, (devices, examples, C, H, W), and labels."""
+    """Images of noise, uint8 (examples, C, H, W) for each device, and labels."""
     import torch
 
     count = setup.devices * setup.examples
@@ -119,6 +121,7 @@ def pfl(case: str, rounds: int, clock: Clock) -> None:
         def metrics(self, x: Any, y: Any, eval: bool = False) -> dict[str, Any]:
             return {}
 
+    @cache  # of floats: 600 MB for 50,000 images, so that nothing is normalised again in each round
     def user(name: int) -> Any:
         x = images[name].float().div_(255).sub_(0.5).div_(0.25)
         return Dataset(raw_data=[x, labels[name]], user_id=str(name))
@@ -256,20 +259,20 @@ def has(module: str, python: str) -> bool:
     return not subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode
 
 
-def compare(case: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over turns of what a side is to the bare loop of the same turn."""
+def compare(case: str, found: Turns) -> dict[str, Any]:
+    """Medians over turns of what a side is to the bare loop of the same turn, where both played."""
     ratios: dict[str, Any] = {}
     for side, runs in found.items():
-        if side == "bare" or not runs:
+        pairs = [(own, other) for own, other in zip(runs, found["bare"], strict=True) if own and other]
+        if side == "bare" or not pairs:
             continue
-        pairs = list(zip(runs, found["bare"], strict=False))
         ratios[side] = {
             "of_bare": statistics.median(own["median"] / other["median"] for own, other in pairs),
             "cpu_of_bare": statistics.median(own["cpu"] / other["cpu"] for own, other in pairs),
             "later_first": statistics.median(own["first"] - other["first"] for own, other in pairs),
         }
         print(
-            f"{case} {side}: {1e3 * statistics.median(run['median'] for run in runs):.0f} ms a round, "
+            f"{case} {side}: {1e3 * statistics.median(own['median'] for own, _ in pairs):.0f} ms a round, "
             + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in ratios[side].items()),
             flush=True,
         )
@@ -304,14 +307,12 @@ def installed(sides: Sequence[str], peers: str) -> dict[str, str]:
     return found
 
 
-def measure(case: str, pythons: dict[str, str], rounds: int, turns: int) -> dict[str, list[dict[str, Any]]]:
-    """Each side's turns, in reversed order every other time; a turn in which one fails is left out for it."""
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in pythons}
+def measure(case: str, pythons: dict[str, str], rounds: int, turns: int) -> Turns:
+    """Each side's turns, in reversed order every other time; None for one in which it failed."""
+    found: Turns = {side: [] for side in pythons}
     for turn in range(turns):
         for side in reversed(pythons) if turn % 2 else pythons:
-            played = play(side, case, WARM + rounds, pythons[side])
-            if played is not None:
-                found[side].append(played)
+            found[side].append(play(side, case, WARM + rounds, pythons[side]))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,29 @@ from edgewise.errors import EdgewiseError
 from edgewise.evaluate import Evaluation, evaluate
 from edgewise.trained import Trained
 from edgewise.vector import FlatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a run's model became.
+
+    Accuracies are on test data, of the changed model and the trained one, bytes those of all devices together.
+    """
+
+    path: Path
+    devices: int
+    examples: int
+    accuracy: float
+    trained: float
+    bytes_up: int
+    bytes_down: int
+
+    def words(self, how: str) -> str:
+        """A line for a terminal. `how`: what it was changed by."""
+        return (
+            f"{self.path}: accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}; {how}, "
+            f"{self.bytes_up:,} bytes up, {self.bytes_down:,} down"
+        )
 
 
 class Afterwards:
@@ -68,11 +91,8 @@ class Afterwards:
         """Write the model, with the run's config and its summary as changed; the summary last, as of a run.
 
         `examples`: of all devices, that it was changed by. `up`, `down`: bytes of all devices, beside the
-        changed model, which each of them is sent. What the summary has under `name` comes back: `more`, and
-
-            devices, examples
-            accuracy, trained       of the changed model and the trained one, on test data
-            bytes_up, bytes_down
+        changed model, which each of them is sent. The fields of a `Change` come back; the summary has them,
+        without the path, and `more` under `name`.
         """
         now, state, devices = self.evaluated(), self.model.state, len(self.parts)
         facts: dict[str, Any] = {
@@ -101,7 +121,7 @@ class Afterwards:
         records.write(self.place / records.CONFIG, self.config.toml())
         records.write(self.place / records.MODEL, save(tensors))
         records.write(self.place / records.SUMMARY, json.dumps(was | changed, indent=2) + "\n")
-        return facts
+        return {"path": self.place, **facts}
 
 
 def no_fleet(config: Config, what: str) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise import wire
-from edgewise.afterwards import Afterwards, no_fleet
+from edgewise.afterwards import Afterwards, Change, no_fleet
 from edgewise.data.dataset import Dataset, Split
 from edgewise.data.feed import Feed
 from edgewise.errors import EdgewiseError
@@ -83,25 +83,15 @@ class Sums:
         return cls(gram, values[half:].view(side, classes).clone())
 
 
-@dataclass(frozen=True)
-class Refit:
-    """A model whose last layer was fitted anew. Accuracies on test data; bytes of all devices together."""
+@dataclass(frozen=True, kw_only=True)
+class Refit(Change):
+    """A model whose last layer was fitted anew."""
 
-    path: Path
     ridge: float
-    devices: int
-    examples: int
-    accuracy: float
-    trained: float
-    bytes_up: int
-    bytes_down: int
 
     @property
     def text(self) -> str:
-        return (
-            f"{self.path}: accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}; "
-            f"sums of {self.devices} devices, {self.bytes_up:,} bytes up, {self.bytes_down:,} down"
-        )
+        return self.words(f"sums of {self.devices} devices")
 
 
 def refit(
@@ -120,8 +110,7 @@ def refit(
     payloads = [sums(module, data.train.pick(part), at.feed, classes).pack() for part in at.parts]
     put(module, payloads, ridge, classes)
     up = sum(wire.length(len(payload), 0) for payload in payloads)
-    facts = at.write("refit", sum(map(len, at.parts)), up, ridge=ridge)
-    return Refit(path=at.place, **facts)
+    return Refit(**at.write("refit", sum(map(len, at.parts)), up, ridge=ridge))
 
 
 def freed(trained: Trained) -> Trained:

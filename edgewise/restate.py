@@ -4,24 +4,21 @@
     coordinator:  the mean and variance of all of them together (Chan et al. 1979), written into the norm
 
 Averaging devices' running statistics leaves out how far their means lie apart; these are exactly the
-statistics of all the examples in one place, whatever the skew. Norms are taken one after another from the
-input on, each behind norms that have theirs already: a pass over the examples, and an exchange, for each
+statistics of all the examples drawn, in one place, whatever the skew. Norms are taken one after another from
+the input on, each behind norms that have theirs already: a pass over the examples, and an exchange, for each
 (`conversion/recalibration.py` does the same for one machine, and says whose idea it is).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgewise import wire
-from edgewise.afterwards import Afterwards, no_fleet
-from edgewise.conversion.flow import trace
-from edgewise.conversion.recalibration import Moments, keeps, put
+from edgewise.afterwards import Afterwards, Change, no_fleet
+from edgewise.conversion.recalibration import Moments, keeps, moments_at, put, reached
 from edgewise.data.batches import positions
 from edgewise.data.dataset import Dataset
 from edgewise.errors import EdgewiseError
@@ -31,25 +28,16 @@ EXAMPLES = 100  # of a device
 BATCH = 100
 
 
-@dataclass(frozen=True)
-class Restated:
-    """A model whose batch norms have new statistics. Accuracies on test data; bytes of all devices."""
+@dataclass(frozen=True, kw_only=True)
+class Restated(Change):
+    """A model whose batch norms have new statistics."""
 
-    path: Path
     norms: int
-    devices: int
-    examples: int
-    accuracy: float
-    trained: float
-    bytes_up: int
-    bytes_down: int
 
     @property
     def text(self) -> str:
-        return (
-            f"{self.path}: accuracy {self.accuracy:.1%}, of the trained model {self.trained:.1%}; "
-            f"statistics of {self.norms} norms from {self.examples:,} examples of {self.devices} devices, "
-            f"{self.bytes_up:,} bytes up, {self.bytes_down:,} down"
+        return self.words(
+            f"statistics of {self.norms} norms from {self.examples:,} examples of {self.devices} devices"
         )
 
 
@@ -70,18 +58,17 @@ def restate(
         raise EdgewiseError(f"refit: statistics of {examples} examples; legal: 1 or more")
     at = Afterwards.read(run, out, dataset, "restated", _checked)
     module, images = at.trained.module, [at.data.train.images[some] for some in _drawn(at, examples)]
-    names = _names(module, at.feed.plain(images[0][:1]))
+    names = reached(module, at.feed.plain(images[0][:1]))
     up = down = 0
     for name in names:
-        sent = [_moments(module, name, [at.feed.plain(some) for some in own.split(BATCH)]) for own in images]
+        sent = [moments_at(module, name, map(at.feed.plain, own.split(BATCH))) for own in images]
         up += sum(wire.length(len(moments.pack()), 0) for moments in sent)
         together = Moments()
         for moments in sent:
             together.join(Moments.unpack(moments.pack()))
         put(module.get_submodule(name), together)
         down += len(sent) * wire.length(2 * 4 * len(together.mean), 0)
-    facts = at.write("restated", sum(map(len, images)), up, down, norms=len(names))
-    return Restated(path=at.place, **facts)
+    return Restated(**at.write("restated", sum(map(len, images)), up, down, norms=len(names)))
 
 
 def _drawn(at: Afterwards, examples: int) -> list[Tensor]:
@@ -91,20 +78,6 @@ def _drawn(at: Afterwards, examples: int) -> list[Tensor]:
         part[positions(seed, device, len(part), 0, min(examples, len(part)))]
         for device, part in enumerate(at.parts)
     ]
-
-
-@torch.no_grad()
-def _moments(module: nn.Module, name: str, batches: Sequence[Tensor]) -> Moments:
-    """What one device sends: of the inputs of a norm, for its examples as evaluation sees them."""
-    found = Moments()
-    for batch in batches:
-        found.add(trace(module, batch).inputs[name])
-    return found
-
-
-def _names(module: nn.Module, example: Tensor) -> list[str]:
-    """The norms that keep statistics, in the order in which they are reached."""
-    return [name for name in trace(module, example).inputs if keeps(module.get_submodule(name))]
 
 
 def _checked(trained: Trained) -> Trained:

@@ -238,10 +238,10 @@ def test_a_peer_is_compared_with_the_loop_of_its_turn(capsys: pytest.CaptureFixt
     def turn(median: float, cpu: float, first: float) -> dict[str, float]:
         return {"median": median, "cpu": cpu, "first": first}
 
-    found = {
-        "bare": [turn(1, 10, 2), turn(2, 10, 2), turn(4, 10, 2)],
-        "pfl": [turn(2, 20, 3), turn(2, 30, 4), turn(2, 40, 5)],
-        "flower": [],
+    found: Any = {
+        "bare": [turn(1, 10, 2), None, turn(2, 10, 2), turn(4, 10, 2), turn(9, 9, 9)],
+        "pfl": [turn(2, 20, 3), turn(9, 9, 9), turn(2, 30, 4), turn(2, 40, 5), None],
+        "flower": [None] * 5,
     }
     ratios = peers.compare("linear", found)
     assert ratios == {"pfl": {"of_bare": 1, "cpu_of_bare": 3, "later_first": 2}}

@@ -179,6 +179,7 @@ FLAGS: dict[str, tuple[object, ...]] = {
     "dgc": ("--codec", "dgc:0.01:8", "--schedule", "cosine"),
     "powersgd": (*FEDAVG, "--codec", "powersgd:2", "--norm", "batch"),
     "down": (*FEDAVG, "--codec-down", "topk:0.1:zstd", "--cohort", 0.5, "--codec", "int8"),
+    "side by side": (*FEDAVG, "--fused", "on", "--norm", "group", "--codec", "topk:0.1"),
     "median": (*FEDAVG, "--aggregate", "median", "--norm", "batch"),
     "drawn": ("--codec", "qsgd:4:nofeedback", "--cohort", 0.75),
 }
@@ -243,7 +244,7 @@ KILLED = [(name, 0) for name in FLAGS] + [("batch", 1000), ("cohort", 1000), ("d
 
 @pytest.mark.parametrize(
     ("name", "seconds"),
-    some_slow(KILLED, ("group", 0), ("scaffold", 0), ("topk", 0), ("batch", 1000), ("down", 0.02)),
+    some_slow(KILLED, ("group", 0), ("scaffold", 0), ("side by side", 0), ("batch", 1000), ("down", 0.02)),
 )
 def test_a_killed_run_ends_in_the_same_model(alone: Alone, name: str, seconds: float, tmp_path: Path) -> None:
     chance = random.Random(f"{name} {seconds}")

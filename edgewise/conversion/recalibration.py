@@ -81,15 +81,26 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     made, examples = copy.deepcopy(model).eval(), list(batches)
     if not examples:
         raise EdgewiseError("recalibrate: no batches; the statistics come from data")
-    names = [name for name in trace(made, examples[0]).inputs if keeps(made.get_submodule(name))]
+    names = reached(made, examples[0])
     if not names:
         raise EdgewiseError("recalibrate: the model has no batch norm that keeps running statistics")
     for name in names:
-        moments = Moments()
-        for batch in examples:
-            moments.add(trace(made, batch).inputs[name])
-        put(made.get_submodule(name), moments)
+        put(made.get_submodule(name), moments_at(made, name, examples))
     return made.train(model.training)
+
+
+def reached(model: nn.Module, example: Tensor) -> list[str]:
+    """The batch norms that keep statistics, by name, in the order in which `example` (N, ...) gets there."""
+    return [name for name in trace(model, example).inputs if keeps(model.get_submodule(name))]
+
+
+@torch.no_grad()
+def moments_at(model: nn.Module, name: str, batches: Iterable[Tensor]) -> Moments:
+    """Of what reaches the norm of this name in eval mode."""
+    found = Moments()
+    for batch in batches:
+        found.add(trace(model, batch).inputs[name])
+    return found
 
 
 def keeps(module: nn.Module) -> bool:

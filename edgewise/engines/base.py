@@ -86,10 +86,6 @@ class Simulated:
     def choose(self, round: int, ranking: Sequence[int], size: int) -> Sequence[int]:
         return first(ranking, size)
 
-    def ask(self, task: Task, cohort: Sequence[int]) -> Iterator[Reply]:
-        """The replies of these devices."""
-        raise NotImplementedError
-
     def evaluate(self, task: Task) -> Evaluation | None:
         return None if self.trials is None else self.tried(task, self.trials(), self.devices).value()
 

@@ -7,7 +7,8 @@ order in which a product is added up: tests/test_batched.py holds it to `Inline`
 
 Mapped convolutions are grouped ones, which take a CPU longer than one model after another; and what does not
 fit into the cache gains nothing. So the rule is one of sizes and kinds (`suits`), not of measured times: the
-same config is to end in the same bits on a machine that is busy.
+same config is to end in the same bits on a machine that is busy. That a map runs does not say that it is
+right, so two devices' gradients are held against those alone before a run (`unmapped`).
 """
 
 from __future__ import annotations
@@ -133,9 +134,8 @@ class Batched(Simulated):
         return rows.params - task.state.params, torch.stack(losses).mean(0)
 
     def _matrix(self, count: int) -> Rows:
-        if (
-            count not in self._rows
-        ):  # a rank's share of a cohort has many sizes: one beside the full one is kept
+        # A rank's share of a cohort has many sizes: the last is kept, and the full one.
+        if count not in self._rows:
             self._rows = {size: rows for size, rows in self._rows.items() if size == self.together}
             self._rows[count] = Rows(self.model, count)
         return self._rows[count]

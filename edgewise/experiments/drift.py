@@ -59,7 +59,7 @@ TUNED: dict[str, Flat] = {
     "decay-0": {"weight_decay": 0.0},
     "decay-0.005": {"weight_decay": 5e-3},
 }
-# ... and one thing at a time added to plain averaging, with the numbers of its paper.
+# ... and one thing at a time added to plain averaging, with its default numbers.
 ALONE = (
     "fedlmd",
     "fedntd",
