@@ -29,7 +29,7 @@ from edgewise.vector import FlatModel
 class Change:
     """What a run's model became.
 
-    Accuracies are on test data, of the changed model and the trained one, bytes those of all devices together.
+    Accuracies are on test data, of the changed and the trained model, bytes those of all devices together.
     """
 
     path: Path

@@ -223,7 +223,7 @@ def test_so_it_is_with_every_norm_and_head(spots: Dataset, norm: str, head: str)
     assert_alike(states(parts, 4, 1), states(parts, 0, 1))
 
 
-RULES = ["mean", "median", "trimmed", "krum:1", "multi-krum:1", "clip:0.1", "clip-median", "fedexp"]
+RULES = ["mean", "median", "trimmed:0.2", "krum:1", "multi-krum:1", "clip:0.1", "clip-median", "fedexp"]
 
 
 def test_every_rule_is_covered() -> None:
