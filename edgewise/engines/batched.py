@@ -83,7 +83,7 @@ def unmapped(devices: Sequence[Device], model: FlatModel, work: Work) -> str:
             alone = local.gradient(model, batch, work.objective).mean()
             if not (_near(losses[place], alone) and _near(rows.grads[place], model.grads)):
                 return "it gives other gradients than alone"
-    except (MemoryError, torch.OutOfMemoryError, EdgewiseError):
+    except (MemoryError, torch.cuda.OutOfMemoryError, EdgewiseError):
         raise
     except Exception as error:  # whatever it is that this model's own code does and no map can
         return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
