@@ -151,11 +151,15 @@ class Parts:
 
     def simulated(self, memories: Memories) -> Inline | Fused | Batched:
         """The engine of devices in this process; `memories`: of those that it will be asked for."""
-        if self.config.fused == "off":
-            return Inline(self.devices, self.model, self.work, memories, self._trials)
-        if not self.config.algorithm.sends_gradients:
-            return Batched(self.devices, self.model, self.work, memories, together=self.together)
         on_cpu = self.model.params.device.type == "cpu"
+        if (
+            self.config.fused == "off"
+        ):  # on a CPU through the bytes that a device would send: the one to trust
+            work = replace(self.work, near=not on_cpu and self.terms.plain)
+            return Inline(self.devices, self.model, work, memories, self._trials)
+        if not self.config.algorithm.sends_gradients:
+            work = replace(self.work, near=self.terms.plain)
+            return Batched(self.devices, self.model, work, memories, together=self.together)
         apart = on_cpu and not isinstance(self.config.norm, BatchSync)
         together = max(1, CACHED // self.config.batch) if apart else 0
         return Fused(self.devices, self.model, self.work, memories, together=together)

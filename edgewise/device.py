@@ -47,10 +47,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes back. One reply may speak for several devices whose updates were averaged on the way."""
+    """What comes back. One reply may speak for several devices whose updates were averaged on the way.
+
+    `payload`: the bytes that travel; or the update itself (P,), where they would be nothing else and nothing
+    travels (`Work.near`). It may be overwritten by the next reply.
+    """
 
     devices: tuple[int, ...]
-    payload: Payload
+    payload: Payload | Tensor
     buffers: Tensor
     examples: int
     losses: tuple[float, ...]  # one for each device
@@ -58,7 +62,14 @@ class Reply:
     @property
     def bytes_each(self) -> int:
         """What each of the devices sent: a frame with its payload and its buffers."""
-        return wire.length(len(self.payload), self.buffers.nbytes)
+        payload = self.payload
+        size = payload.nbytes if isinstance(payload, Tensor) else len(payload)
+        return wire.length(size, self.buffers.nbytes)
+
+    def update(self, codec: Codec, layout: Layout, dtype: torch.dtype) -> Tensor:
+        """The update (P,) that the coordinator has of it; PayloadError if there is none in its bytes."""
+        payload = self.payload
+        return payload if isinstance(payload, Tensor) else codec.decode(payload, layout, dtype)
 
     def pack(self, round: int, agreed: wire.Expected) -> bytes:
         """One device's reply as the frame that travels."""
@@ -67,7 +78,7 @@ class Reply:
     def pieces(self, round: int, agreed: wire.Expected) -> tuple[wire.Bytes, ...]:
         """The frame's bytes in pieces."""
         (device,), (loss,) = self.devices, self.losses
-        buffers, _ = Raw().encode(self.buffers, Layout.vector(self.buffers.numel()), {}, Sending())
+        payload = _raw(self.payload) if isinstance(self.payload, Tensor) else self.payload
         return wire.pieces(
             wire.Frame(
                 kind=wire.Kind.UPDATE,
@@ -77,8 +88,8 @@ class Reply:
                 device=device,
                 count=self.examples,
                 value=loss,
-                payload=self.payload,
-                buffers=buffers,
+                payload=payload,
+                buffers=_raw(self.buffers),
             )
         )
 
@@ -136,6 +147,11 @@ class Terms:
     agreed: wire.Expected  # what both ends know of every reply's frame
     objective: Objective
 
+    @property
+    def plain(self) -> bool:
+        """Whether an update's bytes are the update, and as many whatever is in it."""
+        return self.codec.lossless and self.codec.fixed
+
     def work(self, feed: Feed) -> Work:
         """The same, with a device's data."""
         return Work(self.algorithm, self.codec, self.agreed, self.objective, feed)
@@ -143,9 +159,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Work(Terms):
-    """How a device works."""
+    """How a device works. `near`: its reply stays in this process and its codec is plain, so that the update
+
+    need not become bytes (nor leave an accelerator's memory for it).
+    """
 
     feed: Feed
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ class Device:
         """The device's examples of each class, up to the last that it has; None where there are targets."""
         if feed.split.targets is not None:
             return None
-        return torch.bincount(feed.split.labels[self.indices])
+        return torch.bincount(feed.labels[self.indices])
 
     def batches(self, feed: Feed, start: int, steps: int) -> Iterator[Batch]:
         """The batches of the device's steps start .. start + steps - 1."""
@@ -185,8 +205,10 @@ class Device:
 
 def encoded(
     device: int, task: Task, work: Work, layout: Layout, update: Tensor, memory: Memory
-) -> tuple[Payload, CodecMemory]:
+) -> tuple[Payload | Tensor, CodecMemory]:
     """A device's update as the payload that it sends, and what its codec remembers then."""
+    if work.near:
+        return update, memory.codec
     key = randomness.key(work.feed.seed, "codec", device, task.round)
     # The server multiplies a gradient by the learning rate; an update has it in it already.
     sending = Sending(key, task.factor if work.algorithm.sends_gradients else 1.0)
@@ -194,6 +216,10 @@ def encoded(
         return work.codec.encode(update, layout, memory.codec, sending)
     except NotFinite as error:
         raise Diverged(f"round {task.round}, device {device}: {error}; {DIVERGED}") from None
+
+
+def _raw(vector: Tensor) -> Payload:
+    return Raw().encode(vector, Layout.vector(vector.numel()), {}, Sending())[0]
 
 
 def checked(device: int, task: Task, loss: float) -> float:

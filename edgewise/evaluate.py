@@ -44,13 +44,13 @@ def count(
     model: FlatModel, split: Split, feed: Feed, classes: int, objective: Objective = CLASSIFY
 ) -> tuple[list[float], list[int], float]:
     """The scores of each class's examples summed, how many there are, and the sum of their losses."""
-    right, seen = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.int64)
-    loss = 0.0
-    for labels, scores, losses in _answers(model, split, feed, objective):
-        loss += float(losses.sum())
-        seen += torch.bincount(labels, minlength=classes).cpu()
-        right += torch.bincount(labels, scores, minlength=classes).cpu()
-    return right.tolist(), seen.tolist(), loss
+    right = torch.zeros(classes, dtype=torch.float64, device=split.labels.device)
+    seen, loss = torch.zeros_like(right, dtype=torch.int64), right.new_zeros(())
+    for labels, scores, losses in _answers(model, split, feed, objective):  # nothing is read on the way
+        loss += losses.sum()
+        seen.index_add_(0, labels, torch.ones_like(labels))
+        right.index_add_(0, labels, scores)
+    return right.tolist(), seen.tolist(), float(loss)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ class Intake:
     def _decoded(self, reply: Reply) -> State:
         """A reply's update and buffers, where the model is."""
         like, codec = self.task.state, self.config.codec
-        update = codec.decode(reply.payload, self.layout, like.params.dtype)
+        update = reply.update(codec, self.layout, like.params.dtype)
         if not codec.lossless:  # what a codec makes of zeros may be something else
             for stretch in (self.layout.frozen, self.layout.local):
                 update[stretch] = 0

@@ -159,7 +159,7 @@ def states(parts: Parts, together: int, rounds: int = 3) -> list[tuple[Any, ...]
         cohort = [device for device in range(DEVICES) if (device + round) % 3]
         total = torch.zeros_like(state.params)
         for reply in engine.ask(Task(round, 3, 0.5, state), cohort):
-            update = parts.work.codec.decode(reply.payload, layout, torch.float64)
+            update = reply.update(parts.work.codec, layout, torch.float64)
             found.append((reply.devices, reply.examples, reply.losses[0], update))
             total += update
         memories.commit(cohort)

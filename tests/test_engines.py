@@ -99,7 +99,7 @@ def task_at(parts: Parts, state: State, number: int = 1) -> Task:
 def combined(parts: Parts, replies: Sequence[Reply]) -> tuple[State, list[float]]:
     mean, losses = Mean(parts.model.read()), []
     for reply in replies:
-        update = parts.config.codec.decode(reply.payload, parts.model.layout, torch.float64)
+        update = reply.update(parts.config.codec, parts.model.layout, torch.float64)
         mean.add(State(update, reply.buffers), reply.examples)
         losses += reply.losses
     return mean.value(), losses

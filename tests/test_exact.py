@@ -102,7 +102,7 @@ def mean_of_devices(parts: Parts, state: State) -> State:
     """What the coordinator makes of one round's replies."""
     mean = Mean(state)
     for reply in parts.engine().ask(Task(1, 1, 1.0, state), range(DEVICES)):
-        update = parts.config.codec.decode(reply.payload, parts.model.layout, torch.float64)
+        update = reply.update(parts.config.codec, parts.model.layout, torch.float64)
         mean.add(State(update, reply.buffers), reply.examples)
     return mean.value()
 

@@ -512,7 +512,7 @@ def test_a_reply_counts_by_its_examples(digits: Dataset, tmp_path: Path) -> None
     replies = list(Partial(parts.devices, parts.model, parts.work, Memories()).ask(task, range(4)))
     mean = Mean(start)
     for reply in replies:
-        update = config.codec.decode(reply.payload, parts.model.layout, torch.float32)
+        update = reply.update(config.codec, parts.model.layout, torch.float32)
         mean.add(State(update, reply.buffers), (1 + reply.devices[0]) * 8)
     algorithm = parts.terms.algorithm
     server = algorithm.step(algorithm.start(start), Combined(mean.value()), parts.model.layout)

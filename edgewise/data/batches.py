@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -142,6 +142,24 @@ class Draws:
             torch.cat([one.shares for one in draws]),
         )
 
+    def to(self, place: torch.device, augment: Augment) -> Draws:
+        """The same where the images are, as far as this augmentation asks for it."""
+        asked = {
+            "offsets": augment.crop or augment.flip,
+            "flips": augment.flip,
+            "centres": augment.cutout,
+            "partners": augment.mixup,
+            "shares": augment.mixup,
+        }
+        return replace(self, **{name: sent(getattr(self, name), place) for name in asked if asked[name]})
+
+
+def sent(values: Tensor, place: torch.device) -> Tensor:
+    """A tensor of the CPU's in an accelerator's memory, without a wait until the accelerator is idle."""
+    if place.type == "cuda":
+        values = values.pin_memory()  # from pageable memory every copy waits
+    return values.to(place, non_blocking=True)
+
 
 def draw(augment: Augment, seed: int, device: int, step: int, size: int, shape: tuple[int, ...]) -> Draws:
     """The draws for `size` images of `shape` (C, H, W) at one step of a device: the same wherever made."""
@@ -176,13 +194,12 @@ def apply(images: Tensor, augment: Augment, draws: Draws) -> Tensor:
     if not (augment.crop or augment.flip):
         return images
     batch, channels, height, width = images.shape
-    offsets, flips = draws.offsets.to(images.device), draws.flips.to(images.device)
     padded = F.pad(images, (augment.crop,) * 4)
-    rows = torch.arange(height, device=images.device) + offsets[:, :1]
+    rows = torch.arange(height, device=images.device) + draws.offsets[:, :1]
     columns = torch.arange(width, device=images.device).expand(batch, width)
     if augment.flip:
-        columns = torch.where(flips[:, None], columns.flip(1), columns)
-    columns = columns + offsets[:, 1:]
+        columns = torch.where(draws.flips[:, None], columns.flip(1), columns)
+    columns = columns + draws.offsets[:, 1:]
     # One gather over flattened pixels: 4x faster than a loop over images, 8x than four-way indexing.
     source = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     index = source.view(batch, 1, -1).expand(batch, channels, -1)
@@ -212,14 +229,14 @@ def prepare(
         return normalise(images, mean, std, dtype)
     ready = normalise(apply(images, augment, draws), mean, std, dtype)
     if augment.cutout:
-        ready.masked_fill_(_square(ready, augment.cutout, draws.centres.to(images.device)), 0)
+        ready.masked_fill_(_square(ready, augment.cutout, draws.centres), 0)
     return ready
 
 
 def mix(values: Tensor, draws: Draws) -> Tensor:
     """Each of `values` (B, ...) with its partner, in the shares drawn: images, or what is held to them."""
-    own = draws.shares.to(values.device, values.dtype).view(-1, *[1] * (values.dim() - 1))
-    return values * own + values[draws.partners.to(values.device)] * (1 - own)
+    own = draws.shares.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+    return values * own + values[draws.partners] * (1 - own)
 
 
 def _square(images: Tensor, side: int, centres: Tensor) -> Tensor:

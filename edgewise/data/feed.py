@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare
+from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare, sent
 from edgewise.data.dataset import Dataset, Split
 
 NOTHING = Augment()
@@ -30,11 +30,16 @@ class Feed:
     dtype: torch.dtype
     seed: int
     classes: int
+    labels: Tensor  # (N,) of the split's examples, on the CPU
 
     @classmethod
     def of(cls, dataset: Dataset, size: int, augment: Augment, dtype: torch.dtype, seed: int) -> Feed:
-        mean, std = (torch.tensor(values, dtype=dtype) for values in (dataset.mean, dataset.std))
-        return cls(dataset.train, size, augment, mean, std, dtype, seed, len(dataset.classes))
+        place = dataset.train.images.device
+        mean, std = (
+            torch.tensor(values, dtype=dtype, device=place) for values in (dataset.mean, dataset.std)
+        )
+        labels = dataset.train.labels.cpu()
+        return cls(dataset.train, size, augment, mean, std, dtype, seed, len(dataset.classes), labels)
 
     def batch(self, device: int, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The batch of one device's `step`-th step: images (size, C, H, W) and labels (size,), or targets.
@@ -45,12 +50,13 @@ class Feed:
 
     def joint(self, parts: Sequence[tuple[int, Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Several devices' batches laid end to end, each exactly what `batch` gives for it alone."""
-        picked = torch.cat([self._pick(*part) for part in parts])
+        place = self.split.images.device
+        picked = sent(torch.cat([self._pick(*part) for part in parts]), place)
         if self.augment == NOTHING:  # what is drawn has addresses: nobody misses what is not
             return self._images(self.split.images[picked], None), self.split.truth[picked]
         shape = tuple(self.split.images.shape[1:])
         draws = [draw(self.augment, self.seed, device, step, self.size, shape) for device, _, step in parts]
-        drawn = Draws.cat(draws)
+        drawn = Draws.cat(draws).to(place, self.augment)
         images, truth = self._images(self.split.images[picked], drawn), self.split.truth[picked]
         if not self.augment.mixup:
             return images, truth
@@ -66,6 +72,7 @@ class Feed:
                 yield self.joint([(device, indices, start + taken) for device, indices, start in parts])
             return
         picked = torch.stack([self._pick(*part, steps) for part in parts])
+        picked = sent(picked, self.split.images.device)
         for some in picked.unflatten(1, (steps, self.size)).unbind(1):
             yield self._images(self.split.images[some.flatten()], None), self.split.truth[some.flatten()]
 

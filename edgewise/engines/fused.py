@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from edgewise import local
-from edgewise.codecs import Sending
 from edgewise.device import Device, Memory, Reply, Task, Work
 from edgewise.engines.base import Simulated
 from edgewise.memories import Memories
@@ -47,8 +46,8 @@ class Fused(Simulated):
             model.buffers.copy_(task.state.buffers)
             losses.append(self._gradient(some, share).view(len(some), size).mean(1))
             buffers.add_(model.buffers, alpha=share)
-        payload, _ = self.work.codec.encode(model.grads, model.layout, {}, Sending())
-        yield Reply(tuple(cohort), payload, buffers, size * len(cohort), tuple(torch.cat(losses).tolist()))
+        told = tuple(torch.cat(losses).tolist())
+        yield Reply(tuple(cohort), model.grads, buffers, size * len(cohort), told)
 
     def _gradient(self, some: Sequence[int], share: float) -> torch.Tensor:
         steps = {id: self.memories[id].step for id in some}

@@ -15,4 +15,4 @@ class Inline(Simulated):
             reply, memory = self.devices[id].answer(task, self.model, self.work, self.memories[id])
             self.memories.propose(id, memory)
             # Through the bytes that would travel: what the coordinator combines is what they hold.
-            yield Reply.unpack(reply.pack(task.round, agreed), agreed, dtype)
+            yield reply if self.work.near else Reply.unpack(reply.pack(task.round, agreed), agreed, dtype)

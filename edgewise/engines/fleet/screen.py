@@ -39,9 +39,7 @@ class Screen:
             raise EdgewiseError(f"an update of {reply.examples} examples, where {examples} were asked for")
         if not math.isfinite(reply.losses[0]):
             raise EdgewiseError(f"a loss of {reply.losses[0]}")
-        norm = float(
-            torch.linalg.vector_norm(self.terms.codec.decode(reply.payload, self.layout, self.dtype))
-        )
+        norm = float(torch.linalg.vector_norm(reply.update(self.terms.codec, self.layout, self.dtype)))
         if not (math.isfinite(norm) and bool(torch.isfinite(reply.buffers).all())):
             raise EdgewiseError("an update with NaN or infinity")
         usual = statistics.median(self.norms) if len(self.norms) >= KNOWN else math.inf

@@ -17,7 +17,7 @@ LIVELY = ("--beat", 0.3, "--checkpoint-seconds", 0.5)  # a stop may be longer th
 POLICIES = {
     "everybody": (400, ()),
     "a quorum": (900, ("--quorum", 0.5)),
-    "the first to answer": (1200, ("--quorum", 0.5, "--spare", 0.5)),
+    "the first to answer": (3000, ("--quorum", 0.5, "--spare", 0.5)),
 }
 
 
