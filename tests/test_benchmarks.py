@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgewise import Config
 from edgewise.algorithms import ALGORITHMS
 from edgewise.data import Dataset
 
@@ -20,6 +22,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import algorithms  # noqa: E402 - scripts, not modules of the package
 import anatomy  # noqa: E402
+import peak  # noqa: E402
 import peers  # noqa: E402
 import scale  # noqa: E402
 import simulate  # noqa: E402
@@ -267,3 +270,23 @@ def test_a_run_s_time_is_its_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert "algorithm=fedprox" in about and " rounds of " in rounds
     shares = {words[1]: float(words[0][:-1]) for words in map(str.split, lines) if words[1].endswith(".py")}
     assert shares["local.py"] > 30 and sum(shares.values()) == pytest.approx(100, abs=2)
+
+
+def test_a_model_s_operations_are_counted_by_hand() -> None:
+    one, two = (Config(devices=2, width=width) for width in (2, 4))
+    # Doubling the width takes four times the products, but for the first convolution and the last layer.
+    assert 3.0 < peak.operations(two) / peak.operations(one) < 4.0
+    last = 3 * 2 * 16 * 10  # forward and twice backward; a product is two operations
+    first = 3 * 2 * (8 * 8) * (1 * 9) * 2
+    inner = 4 * (peak.operations(one) - first - last)
+    assert peak.operations(two) == inner + 2 * (first + last)
+
+
+def test_a_share_of_the_peak_is_what_its_parts_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert peak.main(["--scale", "demo", "--seconds", "0.2"]) == 0
+    about, rate, share, whole = capsys.readouterr().out.splitlines()
+    assert "table1 group-128, demo scale, fp32" in about
+    images, done = float(rate.split()[0].replace(",", "")), float(rate.split()[-2])
+    percent, best = re.findall(r"[\d.]+", share)[:2]
+    assert float(percent) == pytest.approx(100 * done / float(best), abs=2)
+    assert float(whole.split()[-2].replace(",", "")) == pytest.approx(20 * 1438 / images, rel=0.05)

@@ -33,7 +33,7 @@ SCALES = {
         eval_every=25,
     ),
     "laptop": replace(SKEWED, data="cifar10", width=16, epochs=7),
-    "paper": replace(SKEWED, data="cifar10", width=64, epochs=100, eval_every=156),
+    "paper": replace(SKEWED, data="cifar10", width=64, epochs=100, eval_every=156, precision="bf16"),
 }
 
 

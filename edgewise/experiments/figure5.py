@@ -25,7 +25,7 @@ BASE: Flat = {"devices": 10, "norm": "group", "algorithm": "fedavg", "momentum":
 SCALES: dict[str, Flat] = {
     "demo": {"data": "digits", "width": 6, "augment": "crop:1", "batch": 8, "lr": 0.025, "steps": 600},
     "laptop": {"data": "cifar10", "width": 8, "batch": 8, "lr": 0.025, "steps": 3000},
-    "paper": {"data": "cifar10", "width": 64, "batch": 32, "lr": 0.1, "epochs": 100},
+    "paper": {"data": "cifar10", "width": 64, "batch": 32, "lr": 0.1, "epochs": 100, "precision": "bf16"},
 }
 EVERY = {"demo": 50, "laptop": 150, "paper": 150}  # steps between evaluations, but never within a round
 

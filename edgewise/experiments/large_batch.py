@@ -77,7 +77,7 @@ SCALES = {
     ),
     # The reference does not say how long it waits on a plateau: PyTorch's default, 10 epochs.
     "paper": Scale(
-        {"data": "cifar10", "width": 64, "epochs": LENGTH},
+        {"data": "cifar10", "width": 64, "epochs": LENGTH, "precision": "bf16"},
         examples=50_000,
         evaluations=LENGTH,
         patience=10,

@@ -6,6 +6,7 @@ split for every seed. A run of it costs a fifth of one at laptop scale.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,14 +25,17 @@ HELD_BACK = 5_000  # training images to choose by
 
 def data(folder: Path | None = None) -> Dataset:
     """CIFAR-10 at 16x16 pixels, from a folder as for `--data cifar10`; its test set is not used."""
+    whole = held_back(folder)
+    kept, others = ((halved(part.images), part.labels) for part in (whole.train, whole.test))
+    return Dataset.of("cifar10-screen", train=kept, test=others, classes=whole.classes, augment="crop:2,flip")
+
+
+def held_back(folder: Path | None = None) -> Dataset:
+    """CIFAR-10 as it is, with the training images that are held back in place of the test set."""
     whole = cifar10.load(folder)
-    train = whole.train
-    order = torch.randperm(len(train), generator=randomness.generator(0, "screen"))
-    parts = [train.pick(indices) for indices in (order[:-HELD_BACK], order[-HELD_BACK:])]
-    kept, held_back = ((halved(part.images), part.labels) for part in parts)
-    return Dataset.of(
-        "cifar10-screen", train=kept, test=held_back, classes=whole.classes, augment="crop:2,flip"
-    )
+    order = torch.randperm(len(whole.train), generator=randomness.generator(0, "screen"))
+    kept, others = (whole.train.pick(indices) for indices in (order[:-HELD_BACK], order[-HELD_BACK:]))
+    return replace(whole, name="cifar10-held-back", train=kept, test=others)
 
 
 def halved(images: Tensor) -> Tensor:
