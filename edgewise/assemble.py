@@ -152,9 +152,8 @@ class Parts:
     def simulated(self, memories: Memories) -> Inline | Fused | Batched:
         """The engine of devices in this process; `memories`: of those that it will be asked for."""
         on_cpu = self.model.params.device.type == "cpu"
-        if (
-            self.config.fused == "off"
-        ):  # on a CPU through the bytes that a device would send: the one to trust
+        if self.config.fused == "off":
+            # On a CPU by way of the bytes that devices would send: the loop that everything is held to.
             work = replace(self.work, near=not on_cpu and self.terms.plain)
             return Inline(self.devices, self.model, work, memories, self._trials)
         if not self.config.algorithm.sends_gradients:
