@@ -6,7 +6,8 @@
 Both sides run in this process on one thread and take turns, in reversed order every other time; a ratio is
 the median over neighbouring rounds, with a 95 % bootstrap interval. The edgewise side is `edgewise.run` as a
 user calls it, records included; only evaluation and checkpoints are left out. The bare side is `Bare` below,
-fed as most people do (bare) and with channels-last input (bare-cl).
+fed as most people do (bare), with channels-last input (bare-cl), and so device after device, the gradients
+added up (bare-devices: for sync-sgd, where the other two take one global batch).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ SEED = 0
 WARMUP = 2  # rounds
 ENDLESS = 10**7  # steps; a timed run is closed long before
 CHECKED = 4  # rounds; Fixup's branches start at zero: some weights get no gradient in the first two
-BARE = {"bare": torch.contiguous_format, "bare-cl": torch.channels_last}
+BARE = {"bare": torch.contiguous_format, "bare-cl": torch.channels_last, "bare-devices": torch.channels_last}
+APART = "bare-devices"
 
 Stream = Iterator[Tensor]  # of batches: the indices of their examples
 Seconds = dict[str, list[float]]  # by side, a number a round
@@ -121,8 +123,9 @@ def crop_and_flip(images: Tensor) -> Tensor:
 class Bare:
     """The loop that one writes by hand to be fast. Which examples come when is chosen before it starts."""
 
-    def __init__(self, case: Case, setup: Setup, layout: torch.memory_format) -> None:
-        self.case, self.setup, self.layout, self.train = case, setup, layout, setup.dataset.train
+    def __init__(self, case: Case, setup: Setup, side: str) -> None:
+        self.case, self.setup, self.layout, self.train = case, setup, BARE[side], setup.dataset.train
+        self.pieces = setup.devices if side == APART else 1
         dtype = torch.float64 if setup.exact else torch.float32
         moments = torch.tensor([setup.dataset.mean, setup.dataset.std], dtype=dtype)
         self.mean, self.std = 255 * moments[..., None, None]
@@ -136,15 +139,19 @@ class Bare:
         self.optimizer = torch.optim.SGD(groups, LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def step(self, picked: Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self.gradient(piece) for piece in picked.chunk(self.pieces)]
+        self.optimizer.step()
+        return sum(loss.item() for loss in losses)
+
+    def gradient(self, picked: Tensor) -> Tensor:
         images, labels = self.train.images[picked], self.train.labels[picked]
         if not self.setup.exact:
             images = crop_and_flip(images)
         x = torch.sub(images, self.mean).div_(self.std).contiguous(memory_format=self.layout)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(x), labels)
+        loss = F.cross_entropy(self.model(x), labels) / self.pieces
         loss.backward()
-        self.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def play(self, rounds: int) -> Iterator[float]:
         """The loss of every round; one of sync-sgd is a step of plain SGD on the global batch."""
@@ -167,6 +174,11 @@ class Bare:
             torch._foreach_copy_(parameters, total)
             shared = total
             yield sum(losses) / len(losses)
+
+
+def bare_sides(case: Case) -> list[str]:
+    """The loops that this is held to: devices come one after another in any loop of fedavg's."""
+    return [side for side in BARE if side != APART or isinstance(case.algorithm, SyncSGD)]
 
 
 def edgewise(case: Case, setup: Setup, out: str, steps: int = ENDLESS) -> Generator[Round]:
@@ -200,8 +212,10 @@ def check(case: Case, setup: Setup) -> bool:
     with TemporaryDirectory() as folder:
         list(edgewise(case, setup, folder, CHECKED * case.algorithm.sync_every))
         ended = load_file(Path(folder, "model.safetensors"))
-    for layout in BARE.values():
-        bare = Bare(case, setup, layout)
+    for side in bare_sides(case):
+        if side == APART and isinstance(case.norm, BatchSync):
+            continue  # the statistics of all devices cannot be had from one after another
+        bare = Bare(case, setup, side)
         start = {name: tensor.clone() for name, tensor in bare.model.state_dict().items()}
         list(bare.play(CHECKED))
         for name, tensor in bare.model.state_dict().items():
@@ -226,8 +240,8 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> Seconds:
 def measure(case: Case, setup: Setup, rounds: int) -> Seconds:
     with TemporaryDirectory() as folder, closing(edgewise(case, setup, folder)) as ours:
         sides: dict[str, Callable[[], object]] = {"edgewise": ours.__next__}
-        for name, layout in BARE.items():
-            sides[name] = Bare(case, setup, layout).play(WARMUP + rounds).__next__
+        for name in bare_sides(case):
+            sides[name] = Bare(case, setup, name).play(WARMUP + rounds).__next__
         alternate(sides, WARMUP)
         return alternate(sides, rounds)
 
@@ -286,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {}
     for case in cases:
         seconds = measure(case, setup, given.rounds)
-        ratios = {name: ratio(seconds["edgewise"], seconds[name]) for name in BARE}
+        ratios = {name: ratio(seconds["edgewise"], seconds[name]) for name in bare_sides(case)}
         results[case.name] = {"ratios": ratios, "seconds": seconds}
         print(line(case, seconds, ratios), flush=True)
     if given.json:
