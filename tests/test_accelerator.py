@@ -66,7 +66,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(params=["plain", "all"])
 def base(request: pytest.FixtureRequest) -> Config:
-    some = Config(devices=3, width=2, batch=4, steps=8)
+    some = Config(devices=2, width=2, batch=4, steps=6)
     if request.param == "plain":
         return replace(some, norm=Group(), augment=Augment())
     return replace(some, norm=Batch(), augment=Augment(crop=1, flip=True, cutout=2, mixup=0.5))
@@ -101,8 +101,8 @@ def test_a_step_of_all_devices_reads_their_losses_only(base: Config, digits: Dat
 def test_no_step_of_a_round_waits(base: Config, digits: Dataset) -> None:
     """A round of more steps waits as often as one of fewer: once a device for its loss, and for its drift."""
     found = []
-    for steps in (1, 4):
-        config = replace(base, algorithm=FedAvg(SGD(0.01), sync_every=steps), fused="off", steps=2 * steps)
+    for steps in (1, 3):
+        config = replace(base, algorithm=FedAvg(SGD(0.01), sync_every=steps), fused="off", steps=3 * steps)
         found.append(rounds(away(replace(config, eval_every=100), digits)))
     assert found[0] == found[1]
     assert not any("both" in name or "sent" in name or "length" in name for name in found[0]), found[0]
@@ -134,5 +134,5 @@ def test_a_lossless_update_stays_where_it_was_made(base: Config, digits: Dataset
         parts = away(replace(base, algorithm=algorithm, fused="off"), digits)
         task = Task(1, algorithm.sync_every, 1.0, parts.model.read())
         with Traffic():
-            for reply in parts.simulated(Memories()).ask(task, range(3)):
+            for reply in parts.simulated(Memories()).ask(task, range(2)):
                 assert isinstance(reply.payload, Tensor) and reply.payload.device == AWAY
