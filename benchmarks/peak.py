@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     whole = experiments.plan(given.figure, given.scale).runs[given.run]
     config = replace(whole, epochs=None, steps=LONG, eval_every=LONG)
+    torch.set_num_threads(config.threads)  # of the products beside it, too
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "no GPU"
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     best, each = fastest(place, dtype), operations(config)
     images, rounds = rate(config, given.seconds)
     share = images * each / best
-    done = f"{each / 1e9:.2f} GFLOP each: {images * each / 1e12:.3f} TFLOP/s"
+    done = f"{each / 1e6:,.1f} MFLOP each: {images * each / 1e12:.3f} TFLOP/s"
     print(f"{images:,.0f} images/s over {rounds} rounds, {done}")
     print(f"{share:.0%} of {best / 1e12:.3f} TFLOP/s, the best of a matrix product in {config.precision}")
     if whole.epochs:

@@ -208,6 +208,7 @@ def encoded(
 ) -> tuple[Payload | Tensor, CodecMemory]:
     """A device's update as the payload that it sends, and what its codec remembers then."""
     if work.near:
+        assert work.plain
         return update, memory.codec
     key = randomness.key(work.feed.seed, "codec", device, task.round)
     # The server multiplies a gradient by the learning rate; an update has it in it already.

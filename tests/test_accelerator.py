@@ -1,21 +1,24 @@
 """An accelerator's inner loop waits for nothing: seen on PyTorch's meta device, whose tensors hold no values.
 
 It stands for a GPU: what is copied to it or read from it, and what mixes its tensors with the CPU's, passes
-through the dispatcher as it would with one. How fast anything is only a GPU can tell.
+through the dispatcher as it would with one. Not seen: tensors that are made there from Python's numbers, and
+whether memory is pinned. How fast anything is only a GPU can tell.
 """
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgewise import data
-from edgewise.algorithms import FedAvg, SyncSGD
+from edgewise.accelerator import sent
+from edgewise.algorithms import ALGORITHMS, FedAvg, SyncSGD, parse
 from edgewise.assemble import Parts, assemble, build_module, move
 from edgewise.config import Config
 from edgewise.data import Dataset
@@ -59,6 +62,10 @@ class Traffic(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return data.load("digits")
@@ -98,14 +105,42 @@ def test_a_step_of_all_devices_reads_their_losses_only(base: Config, digits: Dat
     assert sum(reads.values()) == 1, reads
 
 
-def test_no_step_of_a_round_waits(base: Config, digits: Dataset) -> None:
-    """A round of more steps waits as often as one of fewer: once a device for its loss, and for its drift."""
+def test_a_round_reads_a_loss_and_a_length_of_each_device(base: Config, digits: Dataset) -> None:
+    config = replace(base, algorithm=FedAvg(SGD(0.01), sync_every=2), fused="off", eval_every=100)
+    lengths = config.devices + 2  # of the updates, of the sum of their directions and of their mean
+    assert rounds(away(config, digits)) == {"read a number": config.devices + lengths}
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sync-sgd"])
+def test_no_step_of_a_round_waits(name: str, digits: Dataset) -> None:
+    """A round of more steps waits as often as one of fewer, whatever the algorithm."""
+    augment = Augment(crop=1, flip=True, cutout=2)
+    base = Config(devices=2, width=2, batch=4, augment=augment, fused="off", eval_every=100)
     found = []
     for steps in (1, 3):
-        config = replace(base, algorithm=FedAvg(SGD(0.01), sync_every=steps), fused="off", steps=3 * steps)
-        found.append(rounds(away(replace(config, eval_every=100), digits)))
+        algorithm = parse(name, SGD(0.01), sync_every=steps)
+        found.append(rounds(away(replace(base, algorithm=algorithm, steps=3 * steps), digits)))
     assert found[0] == found[1]
     assert not any("both" in name or "sent" in name or "length" in name for name in found[0]), found[0]
+
+
+def test_no_step_of_devices_side_by_side_waits(digits: Dataset) -> None:
+    base = Config(model=f"{__name__}:linear", devices=4, batch=4, augment=Augment(), fused="on")
+    found = []
+    for steps in (1, 3):
+        config = replace(base, algorithm=FedAvg(SGD(0.01), sync_every=steps), steps=3 * steps, eval_every=100)
+        found.append(rounds(away(config, digits)))
+    assert found[0] == found[1] == {"read a tensor": 1, "read a number": 4 + 2}
+
+
+def test_what_is_sent_is_pinned_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(Tensor, "to", lambda self, *where, **how: calls.append((where, how)) or self)
+    for place in (torch.device("cuda"), HERE):
+        sent(torch.ones(2), place)
+    gone = [((place,), {"non_blocking": True}) for place in (torch.device("cuda"), HERE)]
+    assert calls == ["pinned", *gone]
 
 
 def test_an_evaluation_reads_what_it_comes_to(base: Config, digits: Dataset) -> None:

@@ -602,6 +602,23 @@ for_algorithms = pytest.mark.parametrize(
 
 
 @for_algorithms
+@every_rule
+def test_updates_that_never_become_bytes_come_to_the_same(
+    digits: Dataset, linear: str, text: str, algorithm: Any
+) -> None:
+    """As on an accelerator: the next reply may lie where this one lay, so a rule must not hold on to it."""
+    base = Config(devices=7, batch=4, model=linear, steps=3 * algorithm.sync_every, algorithm=algorithm)
+    ended = []
+    for near in (False, True):
+        parts = assemble(replace(base, eval_every=0, fused="off", aggregate=rule_of(text)), digits)
+        work = replace(parts.work, near=near)
+        engine, progress = Inline(parts.devices, parts.model, work, Memories()), Progress.start(parts)
+        rows = [replace(_round(parts, engine, progress), seconds=0.0) for _ in range(2)]
+        ended.append((rows, progress.server.state.clone()))
+    assert ended[0][0] == ended[1][0] and same(ended[0][1], ended[1][1])
+
+
+@for_algorithms
 @pytest.mark.parametrize("text", ["median", "trimmed:0.3", "krum:2", "multi-krum:2"])
 def test_a_run_with_faulty_devices_learns(digits: Dataset, linear: str, text: str, algorithm: Any) -> None:
     assert accuracy(digits, linear, text, -10.0, algorithm) > 0.85

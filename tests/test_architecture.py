@@ -23,7 +23,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # The pipeline, first stage first. A module imports from its own line or from lines above it.
 STAGES = """
-    errors randomness specs allocator wire files hire
+    errors randomness specs allocator accelerator wire files hire
     data models vector conversion weights
     objectives
     diagnosis

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,4 +291,25 @@ def test_a_share_of_the_peak_is_what_its_parts_say(capsys: pytest.CaptureFixture
     images, done = float(rate.split()[0].replace(",", "")), float(rate.split()[-2])
     percent, best = re.findall(r"[\d.]+", share)[:2]
     assert float(percent) == pytest.approx(100 * done / float(best), abs=2)
-    assert float(whole.split()[-2].replace(",", "")) == pytest.approx(20 * 1438 / images, rel=0.05)
+    assert float(whole.split()[-2].replace(",", "")) == pytest.approx(20 * 1438 / images, abs=0.6)
+
+
+def test_a_rate_leaves_out_the_rounds_that_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def rounds(config: Config, folder: str, checkpoint_seconds: float) -> Iterator[Any]:
+        for number in range(1, 100):
+            clock[0] += 50 if number <= peak.WARM else 2
+            yield SimpleNamespace(examples_seen=100 * number)
+
+    monkeypatch.setattr(peak, "run", rounds)
+    monkeypatch.setattr(peak, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert peak.rate(Config(), 5) == (50.0, 3)
+
+
+def test_the_best_product_is_the_fastest_of_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "_lasts", lambda work, place, seconds: {512: 1.0, 1024: 2.0}[len(work())])
+    found = peak.fastest(torch.device("cpu"), torch.bfloat16)
+    assert found == max(2 * 512**3 / 1.0, 2 * 1024**3 / 2.0)
+    monkeypatch.setattr(peak, "_lasts", lambda work, *others: 1.0 if work().dtype == torch.bfloat16 else 0.1)
+    assert peak.fastest(torch.device("cpu"), torch.bfloat16) == 2 * 1024**3

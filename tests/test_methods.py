@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgewise import data, experiments, records
 from edgewise.algorithms import FedAvg
 from edgewise.config import Config
+from edgewise.data import Dataset
 from edgewise.data.partition import Iid, Labels
 from edgewise.errors import EdgewiseError
-from edgewise.experiments import Figure, Plan
+from edgewise.experiments import Figure, Plan, screen
 from edgewise.experiments.drift import METHODS, PAIRINGS, cell
 from edgewise.experiments.methods import Cell, Methods, difference
 from edgewise.optimizers import SGD
@@ -114,6 +116,28 @@ def test_a_run_says_in_its_name_what_it_is(method: str, pairing: str) -> None:
     assert cell(f"{method}-150-{pairing}-seed2") == Cell(method, 150, pairing)
 
 
-def test_the_screen_takes_a_folder_for_its_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["data", "held_back"])
+def test_the_screen_takes_a_folder_for_its_images(name: str, tmp_path: Path) -> None:
     with pytest.raises(EdgewiseError, match=re.escape(str(tmp_path))):
-        data.load("edgewise.experiments.screen:data", tmp_path)
+        data.load(f"edgewise.experiments.screen:{name}", tmp_path)
+
+
+def test_what_is_held_back_is_no_part_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.arange(6_000 * 4).view(6_000, 1, 2, 2) % 251  # every image another one
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(6_000) // 250, torch.arange(6_000) % 250
+    labels = torch.arange(6_000) % 10
+    tested = (images[:20].to(torch.uint8), labels[:20])
+    whole = Dataset.of("some", train=(images.to(torch.uint8), labels), test=tested, augment="flip")
+    monkeypatch.setattr(screen.cifar10, "load", lambda folder: whole)
+    found = screen.held_back()
+    codes = [
+        250 * split.images[:, 0, 0, 0].int() + split.images[:, 0, 0, 1] for split in (found.train, found.test)
+    ]
+    assert [len(code) for code in codes] == [1_000, 5_000]
+    assert sorted(torch.cat(codes).tolist()) == list(range(6_000))
+    assert all(
+        torch.equal(split.labels, code % 10)
+        for split, code in zip((found.train, found.test), codes, strict=True)
+    )
+    halves = screen.data()  # the same images, smaller
+    assert torch.equal(halves.train.labels, found.train.labels) and halves.shape == (1, 1, 1)

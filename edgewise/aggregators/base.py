@@ -19,7 +19,10 @@ class Gathering(Protocol):
     """One round's updates, as they come in."""
 
     def add(self, state: State, weight: float) -> None:
-        """Take in one device's update. `weight`: the examples that it trained on, above 0."""
+        """Take in one device's update. `weight`: the examples that it trained on, above 0.
+
+        What is kept of `state` is copied: the next update may lie where it lay.
+        """
         ...
 
     def value(self) -> State:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgewise import local
+from edgewise.accelerator import sent
 from edgewise.algorithms.places import LOSS, Outset, check_range
 from edgewise.vector import FlatModel
 
@@ -36,7 +37,7 @@ class FedLC:
 
         def calibrated(model: FlatModel, x: Tensor, y: Tensor) -> Tensor:
             logits = model(x)
-            held = over(counts, logits)
+            held = over(counts, logits.shape[1])
             margin = self.tau * held.to(logits.dtype).clamp(min=1).pow(-0.25)
             margin = margin.masked_fill(held == 0, float("inf"))
             return F.cross_entropy(logits - margin, y, reduction="none")
@@ -44,14 +45,19 @@ class FedLC:
         return calibrated
 
 
-def known(outset: Outset) -> Tensor:
-    """The device's examples of each class, where the model is."""
+def counted(outset: Outset) -> Tensor:
+    """The device's examples of each class, on the CPU."""
     counts = outset.own.counts
     if counts is None:
         raise ValueError("a loss by class, on a device that was not told its classes")
-    return counts.to(outset.start.device)
+    return counts
 
 
-def over(counts: Tensor, logits: Tensor) -> Tensor:
-    """The counts over all classes that the logits (N, classes) are of, (classes,)."""
-    return F.pad(counts, (0, logits.shape[1] - len(counts)))
+def known(outset: Outset) -> Tensor:
+    """The same, where the model is."""
+    return sent(counted(outset), outset.start.device)
+
+
+def over(counts: Tensor, classes: int) -> Tensor:
+    """The counts over all classes, (classes,)."""
+    return F.pad(counts, (0, classes - len(counts)))

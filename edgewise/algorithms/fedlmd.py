@@ -14,13 +14,15 @@ alone. It costs one more forward pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgewise import local
-from edgewise.algorithms.fedlc import known, over
+from edgewise.accelerator import sent
+from edgewise.algorithms.fedlc import counted, over
 from edgewise.algorithms.places import LOSS, Outset, check_above, check_range
 from edgewise.vector import FlatModel
 
@@ -37,11 +39,15 @@ class FedLMD:
         check_above("fedlmd: tau", self.tau)
 
     def objective(self, outset: Outset) -> local.Objective:
-        counts, teacher = known(outset), outset.model.teacher()
+        counts, teacher = counted(outset), outset.model.teacher()
+
+        @cache
+        def lacking(classes: int) -> Tensor:
+            return sent((over(counts, classes) == 0).nonzero().flatten(), outset.start.device)
 
         def distilled(model: FlatModel, x: Tensor, y: Tensor) -> Tensor:
             logits = model(x)
-            absent = (over(counts, logits) == 0).nonzero().flatten()
+            absent = lacking(logits.shape[1])
             right = F.cross_entropy(logits, y, reduction="none")
             if not len(absent):
                 return right

@@ -48,6 +48,6 @@ class FedNTD:
 
 def not_true(logits: Tensor, y: Tensor, tau: float) -> Tensor:
     """Log-probabilities (N, classes - 1), at temperature tau, of the classes that y (N,) is not."""
-    count, classes = logits.shape
-    others = torch.arange(classes, device=y.device) != y[:, None]
-    return F.log_softmax(logits[others].view(count, classes - 1) / tau, 1)
+    place = torch.arange(logits.shape[1] - 1, device=y.device)
+    others = place + (place >= y[:, None])  # of a shape that is known, as what a mask picks is not
+    return F.log_softmax(logits.gather(1, others) / tau, 1)

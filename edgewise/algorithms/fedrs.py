@@ -38,7 +38,7 @@ class FedRS:
 
         def restricted(model: FlatModel, x: Tensor, y: Tensor) -> Tensor:
             logits = model(x)
-            held = over(counts, logits).to(logits.dtype)
+            held = over(counts, logits.shape[1]).to(logits.dtype)
             scale = self.alpha + (1 - self.alpha) * held / held.max()
             return F.cross_entropy(logits * scale, y, reduction="none")
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from edgewise import local
+from edgewise.accelerator import sent
 from edgewise.algorithms.base import Combined, Memory, Own
 from edgewise.errors import EdgewiseError
 from edgewise.optimizers import SGD
@@ -49,7 +50,7 @@ class Outset:
     def remembered(self, name: str) -> Tensor:
         """A vector (P,) of the device's memory, where the model is; zeros if it has none yet."""
         found = self.own.memory.get(name)
-        return torch.zeros_like(self.start) if found is None else found.to(self.start.device)
+        return torch.zeros_like(self.start) if found is None else sent(found, self.start.device)
 
     def gradient(self, update: Tensor, steps: int) -> Tensor:
         """The mean gradient (P,) of `steps` steps that led to an update."""

@@ -21,6 +21,8 @@ from edgewise.algorithms.places import GRADIENT, check_range
 from edgewise.local import Batch, Objective
 from edgewise.vector import FlatModel
 
+TINY = 1e-30  # in place of the length of a gradient that is zero: such a one goes nowhere
+
 
 @dataclass(frozen=True)
 class SAM:
@@ -34,13 +36,11 @@ class SAM:
     def gradient(self, inner: local.Gradient) -> local.Gradient:
         def sharp(model: FlatModel, batch: Batch, objective: Objective) -> Tensor:
             losses = inner(model, batch, objective)
-            norm = float(model.grads.norm())
-            if norm > 0:
-                here = model.read()
-                model.params.add_(model.grads, alpha=self.rho / norm)
-                model.grads.zero_()
-                inner(model, batch, objective)
-                model.write(here)
+            here, norm = model.read(), model.grads.norm().clamp(min=TINY)
+            model.params.addcmul_(model.grads, self.rho / norm)  # not read: no wait for an accelerator
+            model.grads.zero_()
+            inner(model, batch, objective)
+            model.write(here)
             return losses
 
         return sharp

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgewise import randomness
+from edgewise.accelerator import sent
 from edgewise.errors import EdgewiseError
 
 PADDING = 4
@@ -152,13 +153,6 @@ class Draws:
             "shares": augment.mixup,
         }
         return replace(self, **{name: sent(getattr(self, name), place) for name in asked if asked[name]})
-
-
-def sent(values: Tensor, place: torch.device) -> Tensor:
-    """A tensor of the CPU's in an accelerator's memory, without a wait until the accelerator is idle."""
-    if place.type == "cuda":
-        values = values.pin_memory()  # from pageable memory every copy waits
-    return values.to(place, non_blocking=True)
 
 
 def draw(augment: Augment, seed: int, device: int, step: int, size: int, shape: tuple[int, ...]) -> Draws:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare, sent
+from edgewise.accelerator import sent
+from edgewise.data.batches import Augment, Draws, draw, mix, positions, prepare
 from edgewise.data.dataset import Dataset, Split
 
 NOTHING = Augment()

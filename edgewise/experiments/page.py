@@ -116,7 +116,8 @@ def subtitle(plan: Plan) -> str:
     seeds = sorted({config.seed for config in plan.runs.values()})
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-    return f"{config.data}, width {config.width}, {length}, {named} ({plan.scale} scale)"
+    inside = "" if config.precision == "fp32" else f" in {config.precision}"
+    return f"{config.data}, width {config.width}{inside}, {length}, {named} ({plan.scale} scale)"
 
 
 def evaluations(rows: Mapping[str, list[dict[str, Any]]]) -> str:

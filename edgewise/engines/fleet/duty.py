@@ -84,7 +84,7 @@ class Training:
         self.tests = 0 if outfit.tests is None else len(outfit.tests)
         self.labels: Sequence[int] = ()
         if tells:
-            labels = outfit.work.feed.split.labels[device.indices]
+            labels = outfit.work.feed.labels[device.indices]
             self.labels = torch.bincount(labels, minlength=outfit.classes).tolist()
         guide = broadcast.guide_expected(outfit.down, model.layout, model.params.dtype)
         self._guide = guide if outfit.work.algorithm.guided else None
