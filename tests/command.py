@@ -26,6 +26,8 @@ import edgewise.cli, edgewise.cli.progress, edgewise.rounds, edgewise.experiment
 import rich.console, rich.progress, sklearn.datasets, torch
 
 def work(task):
+    # Where the tests run in a shell's background it ignores SIGINT, and what it starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(task["folder"])
     for number, path in enumerate([os.devnull, task["out"], task["err"]]):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
