@@ -164,7 +164,11 @@ def test_centralised_gradients_have_mean_zero_by_output() -> None:
 
 def test_clipping_by_hand() -> None:
     model = biased((0.0, 0.0))
-    for norm, expected in ((2.5, [1.5, 2.0, 0.0, 0.0]), (5.0, [3.0, 4.0, 0.0, 0.0])):
+    for norm, expected in (
+        (2.5, [1.5, 2.0, 0.0, 0.0]),
+        (5.0, [3.0, 4.0, 0.0, 0.0]),
+        (9.0, [3.0, 4.0, 0.0, 0.0]),
+    ):
         model.grads.copy_(torch.tensor([3.0, 4.0, 0.0, 0.0]))
         Clip(norm).correction(outset(model, None))(model)
         assert model.grads.tolist() == expected

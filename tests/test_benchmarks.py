@@ -313,3 +313,15 @@ def test_the_best_product_is_the_fastest_of_its_sizes(monkeypatch: pytest.Monkey
     assert found == max(2 * 512**3 / 1.0, 2 * 1024**3 / 2.0)
     monkeypatch.setattr(peak, "_lasts", lambda work, *others: 1.0 if work().dtype == torch.bfloat16 else 0.1)
     assert peak.fastest(torch.device("cpu"), torch.bfloat16) == 2 * 1024**3
+
+
+def test_the_peak_is_taken_on_as_many_threads_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(peak, "fastest", lambda *_: found.append(torch.get_num_threads()) or 1e12)
+    monkeypatch.setattr(peak, "rate", lambda *_: (1.0, 1))
+    torch.set_num_threads(2)
+    try:
+        assert peak.main(["--scale", "demo"]) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert found == [1]

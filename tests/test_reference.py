@@ -8,12 +8,12 @@ import pytest
 from command import edgewise
 
 from edgewise import experiments, records
-from edgewise.config import Config
+from edgewise.config import Config, read_toml
 from edgewise.errors import EdgewiseError
 from edgewise.experiments import FIGURES, REFERENCE, Figure, Plan, large_batch
 from edgewise.experiments.claims import ABOVE, MATCHES, SHORT, SILENT, Claim, Outcome
 from edgewise.experiments.matrix import Group, Matrix
-from edgewise.experiments.page import Curves
+from edgewise.experiments.page import Curves, subtitle
 from edgewise.models.norms import Batch
 
 LARGE = ("figure3", "figure4", "table1")
@@ -54,6 +54,34 @@ def test_large_batches_are_the_references() -> None:
         else:
             assert warmup == (0.1, 0.01, 20), name
         assert (flat["model"] == "fixup-resnet18") == name.startswith("fixup"), name
+
+
+def test_the_results_are_of_these_runs() -> None:
+    """What is committed was played with the settings that would be played now."""
+    played = Path(__file__).parent.parent / "results" / "reference" / "runs"
+    planned = flats("table1", "laptop") | flats("figure5", "laptop")
+    assert {folder.name for folder in played.iterdir()} == planned.keys()
+    for name, flat in planned.items():
+        found = Config.of(read_toml(played / name / records.CONFIG)).flat()
+        for setting in (
+            "lr",
+            "lr_scale",
+            "warmup_epochs",
+            "schedule",
+            "batch",
+            "epochs",
+            "steps",
+            "norm",
+            "model",
+        ):
+            assert flat[setting] is None or found[setting] == flat[setting], (name, setting)
+
+
+def test_pages_say_how_a_rate_was_chosen_and_what_precision_it_is() -> None:
+    laptop, paper = (experiments.plan("table1", scale) for scale in ("laptop", "paper"))
+    assert "(batch / 128)^0.25: both chosen at 128 and 2k, on training images" in large_batch.notes(laptop)
+    assert "(batch / 128)^0.5: not tuned." in large_batch.notes(paper)
+    assert "width 64 in bf16, " in subtitle(paper) and "width 8, " in subtitle(laptop)
 
 
 def test_ours_is_one_mapping_of_flags() -> None:
