@@ -27,11 +27,12 @@ from edgewise.data.skew import BREAKS, apart
 from edgewise.device import Device, Terms, Work
 from edgewise.diagnosis import Effort, Probe, Watching
 from edgewise.engines import Batched, Engine, Fused, Inline, batched
-from edgewise.engines.choice import choose_fused
+from edgewise.engines.choice import choose_fused, choose_kernels
 from edgewise.engines.fused import CACHED
 from edgewise.errors import EdgewiseError, EdgewiseWarning
 from edgewise.evaluate import Apart
 from edgewise.memories import Memories, Note
+from edgewise.models.groupnorm import GroupNorm, compile_norms
 from edgewise.models.norms import BatchLocal, BatchSync, device_normed
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
@@ -203,13 +204,25 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
 
 
 def _fused(parts: Parts) -> Parts:
-    """The parts, with it decided whether their devices share a pass."""
+    """The parts, with it decided whether their devices share a pass, and with which kernels."""
 
     def unmapped() -> str:
         return batched.unmapped(parts.devices, parts.model, parts.work)
 
     fused = choose_fused(parts.config, parts.model, parts.together, unmapped)
-    return replace(parts, config=replace(parts.config, fused=fused))
+    config = replace(parts.config, fused=fused)
+    return replace(parts, config=with_kernels(config, parts.model, parts.steps, parts.shape))
+
+
+def with_kernels(config: Config, model: FlatModel, steps: int, shape: Shape) -> Config:
+    """The config with its kernels chosen; the model has them from now on."""
+    first = next((part for part in model.module.modules() if isinstance(part, GroupNorm)), None)
+    images = steps * config.batch * config.cohort_size
+    values = images * math.prod(shape[1:]) * first.num_channels if first else 0
+    config = replace(config, kernels=choose_kernels(config, model, values))
+    if config.kernels == "compiled":
+        compile_norms(model.module)
+    return config
 
 
 def decide(config: Config, dataset: Dataset) -> Config:

@@ -79,6 +79,7 @@ class Config:
     engine: str = "inline"
     processes: str | None = None
     accelerator: str = "auto"
+    kernels: str = "auto"
     precision: str = "fp32"
     threads: int = 1
     seed: int = 0

@@ -29,6 +29,7 @@ from edgewise.assemble import (
     make_model,
     make_terms,
     move,
+    with_kernels,
 )
 from edgewise.config import VERSION, Config
 from edgewise.data import Dataset
@@ -40,6 +41,7 @@ from edgewise.engines.choice import choose_fused
 from edgewise.engines.fleet.duty import Outfit
 from edgewise.errors import EdgewiseError
 from edgewise.models import MODELS
+from edgewise.models.groupnorm import available, compile_norms
 from edgewise.models.norms import BatchSync
 from edgewise.models.resnet import Shape
 from edgewise.objectives import CrossEntropy
@@ -86,6 +88,7 @@ def assemble_coordinator(config: Config, data: Dataset | tuple[Shape, int]) -> P
     model = make_model(config, module)
     config = replace(config, engine="fleet")
     config = replace(config, fused=choose_fused(config, model))
+    config = with_kernels(config, model, steps, shape)
     ours = (config, model, make_terms(config, model), make_schedule(config, steps, examples), steps)
     if dataset is None:
         return Parts(*ours, shape, classes)
@@ -141,6 +144,8 @@ def equip(
             f"model {config.model}: built here it has another layout than the coordinator's; "
             "the model's code differs, or edgewise or PyTorch does"
         )
+    if config.kernels == "compiled" and config.accelerator == "cpu" and available():
+        compile_norms(model.module)  # elsewhere PyTorch's: the same within rounding
     indices, tests = _own(dataset, number, share)
     moved = move(dataset, config.accelerator)
     assert config.augment is not None

@@ -183,6 +183,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("processes", str, None, "a number, or auto: processes that share the devices, one thread each"),
     Setting("accelerator", str, "auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda")),
+    Setting(
+        "kernels",
+        str,
+        "auto",
+        "what normalises by groups on a CPU: torch, compiled (by Numba), or auto",
+        choices=("auto", "torch", "compiled"),
+    ),
     Setting("precision", str, "fp32", "fp32, bf16 or fp64", choices=("fp32", "bf16", "fp64")),
     Setting("threads", int, 1, "threads of this process", low=1, high=1024),
     Setting("seed", int, 0, "seed of every random draw", low=-(2**63), high=2**63 - 1),

@@ -203,6 +203,7 @@ configs = st.builds(
     cohort=st.none() | st.floats(0.02, 0.99) | st.integers(1, 40).map(float),
     eval_every=st.none() | st.integers(0, 10**9),
     fused=st.sampled_from(["auto", "on", "off"]),
+    kernels=st.sampled_from(["auto", "torch", "compiled"]),
     accelerator=st.sampled_from(["auto", "cpu", "cuda"]),
     precision=st.sampled_from(["fp32", "bf16", "fp64"]),
     threads=st.integers(1, 1024),

@@ -1,4 +1,4 @@
-"""Whether simulated devices share a pass: `--fused`, decided once for a run."""
+"""How a run calculates, decided once: whether devices share a pass (`--fused`), and `--kernels`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from edgewise.config import Config
 from edgewise.engines import batched
 from edgewise.errors import EdgewiseError
+from edgewise.models import groupnorm
 from edgewise.models.norms import BatchSync, batch_coupled
 from edgewise.vector import FlatModel
+
+WORTH = 1 << 29  # values of the first norm: from there on what is saved outweighs compiling (LOG.md)
 
 
 def choose_fused(
@@ -54,3 +57,25 @@ def _obstacle(config: Config, model: FlatModel) -> str:
         (bool(coupled), f"{(coupled or [''])[0] or 'the model'} couples the examples of a batch"),
     )
     return next((words for stands, words in obstacles if stands), "")
+
+
+def choose_kernels(config: Config, model: FlatModel, values: int) -> str:
+    """`torch` or `compiled`; EdgewiseError where that is asked for and is not possible. After `choose_fused`.
+
+    `values`: how many values the first group norm will see in the run, which says whether compiling pays.
+    """
+    if config.kernels == "torch":
+        return "torch"
+    norms = any(isinstance(part, groupnorm.GroupNorm) for part in model.module.modules())
+    mapped = config.fused == "on" and not config.algorithm.sends_gradients
+    obstacles = (
+        (not norms, f"the model {config.model} has no group norm of edgewise's"),
+        (config.accelerator != "cpu", "they are for the CPU"),
+        (config.threads > 1, "they use one thread; give more processes in place of more threads"),
+        (mapped, "devices' steps side by side need kernels that can be mapped; use --fused off"),
+        (not groupnorm.available(), "Numba is not installed; pip install 'edgewise[compiled]'"),
+    )
+    reason = next((words for stands, words in obstacles if stands), "")
+    if config.kernels == "compiled" and reason:
+        raise EdgewiseError(f"kernels: cannot be compiled: {reason}")
+    return "compiled" if not reason and (config.kernels == "compiled" or values >= WORTH) else "torch"

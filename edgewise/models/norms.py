@@ -24,6 +24,7 @@ from edgewise.models.batchnorms import (
     LocalBatchNorm2d,
     SyncedBatchNorm2d,
 )
+from edgewise.models.groupnorm import GroupNorm
 
 
 class Norm(Protocol):
@@ -65,14 +66,14 @@ class WSConv2d(nn.Conv2d):
         return (standard * gain).view_as(self.weight)
 
 
-def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def _group_norm(channels: int, groups: int) -> GroupNorm:
     """Group norm with the largest count <= groups that divides `channels` and leaves four channels a group.
 
     One-channel groups are instance norm, which outputs zeros on a 1x1 map; with two a network did not train
     there either (LOG.md).
     """
     fitting = [g for g in range(1, min(groups, channels // 4) + 1) if channels % g == 0]
-    return nn.GroupNorm(max(fitting, default=1), channels, eps=EPS)
+    return GroupNorm(max(fitting, default=1), channels, eps=EPS)
 
 
 # ---- norms ----
@@ -188,7 +189,7 @@ class Layer:
     bias: ClassVar[bool] = False
 
     def layer(self, channels: int) -> nn.Module:
-        return nn.GroupNorm(1, channels, eps=EPS)
+        return GroupNorm(1, channels, eps=EPS)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class Instance:
     bias: ClassVar[bool] = False
 
     def layer(self, channels: int) -> nn.Module:
-        return nn.GroupNorm(channels, channels, eps=EPS)
+        return GroupNorm(channels, channels, eps=EPS)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.errors import EdgewiseError
+from edgewise.models.groupnorm import relu
 from edgewise.models.heads import DEFAULT_HEAD, Head
 from edgewise.models.norms import DEFAULT_NORM, Norm
 
@@ -63,9 +63,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, before, H, W) to (batch, after, ceil(H / stride), ceil(W / stride))."""
-        branch = F.relu(self.norm1(self.conv1(x)))
-        branch = self.norm2(self.conv2(branch))
-        return F.relu(branch + self.shortcut(x))
+        branch = relu(self.norm1, self.conv1(x))
+        return relu(self.norm2, self.conv2(branch), self.shortcut(x))
 
 
 class ResNet18(nn.Module):
@@ -111,6 +110,6 @@ class ResNet18(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(batch, *shape) images to (batch, 8 * width), what the head sees of them."""
-        x = F.relu(self.norm(self.conv(x)))
+        x = relu(self.norm, self.conv(x))
         features: Tensor = self.blocks(x).mean((2, 3))
         return features

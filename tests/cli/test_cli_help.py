@@ -109,6 +109,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         **{
             "eval_every": 0,
             "fused": "off",
+            "kernels": "torch",
             "accelerator": "cpu",
             "precision": "fp64",
             "threads": 1,

@@ -52,6 +52,7 @@ CHANGES: dict[str, tuple[tuple[object, ...], str, str]] = {
     "server_lr": (("--server-lr", 1), "its default", "1.0"),
     "eval_every": (("--eval-every", 1), "3", "1"),
     "fused": (("--fused", "off"), "'on'", "'off'"),
+    "kernels": (("--kernels", "compiled"), "'torch'", "'compiled'"),
     "precision": (("--precision", "fp64"), "'fp32'", "'fp64'"),
     "threads": (("--threads", 2), "1", "2"),
 }

@@ -40,6 +40,8 @@ BAD: dict[str, tuple[tuple[object, ...], list[str]]] = {
     "engine": (("--engine", "nonsense"), ["engine", "inline"]),
     "accelerator": (("--accelerator", "nonsense"), ["accelerator", "auto, cpu, cuda"]),
     "fused": (("--fused", "nonsense"), ["fused", "auto, on, off"]),
+    "kernels": (("--kernels", "nonsense"), ["kernels", "auto, torch, compiled"]),
+    "kernels of no norm": (("--kernels", "compiled", "--norm", "batch"), ["kernels", "no group norm"]),
     "augment": (("--augment", "nonsense"), ["'nonsense'", "crop[:PIXELS], flip, cutout:SIZE"]),
     "too many classes": (("--partition", "labels:11"), ["labels:11", "1 to 10"]),
     "too many devices": (("--devices", 2000), ["2000 devices", "1438 examples"]),
