@@ -217,9 +217,10 @@ def _fused(parts: Parts) -> Parts:
 def with_kernels(config: Config, model: FlatModel, steps: int, shape: Shape) -> Config:
     """The config with its kernels chosen; the model has them from now on."""
     first = next((part for part in model.module.modules() if isinstance(part, GroupNorm)), None)
-    images = steps * config.batch * config.cohort_size
-    values = images * math.prod(shape[1:]) * first.num_channels if first else 0
-    config = replace(config, kernels=choose_kernels(config, model, values))
+    image = math.prod(shape[1:]) * first.num_channels if first else 0
+    step = config.batch * config.cohort_size
+    joint = min(step, max(config.batch, CACHED)) if config.fused == "on" else config.batch
+    config = replace(config, kernels=choose_kernels(config, model, steps * step * image, joint * image))
     if config.kernels == "compiled":
         compile_norms(model.module)
     return config

@@ -11,7 +11,9 @@ from edgewise.models import groupnorm
 from edgewise.models.norms import BatchSync, batch_coupled
 from edgewise.vector import FlatModel
 
-WORTH = 1 << 29  # values of the first norm: from there on what is saved outweighs compiling (LOG.md)
+# Values of the first norm, from which compiled kernels gain (LOG.md):
+WORTH = 1 << 29  # in a run, more than compiling takes
+CROWDED = 1 << 18  # in a pass, more than calling them from Python takes
 
 
 def choose_fused(
@@ -59,10 +61,10 @@ def _obstacle(config: Config, model: FlatModel) -> str:
     return next((words for stands, words in obstacles if stands), "")
 
 
-def choose_kernels(config: Config, model: FlatModel, values: int) -> str:
+def choose_kernels(config: Config, model: FlatModel, run: int, once: int) -> str:
     """`torch` or `compiled`; EdgewiseError where that is asked for and is not possible. After `choose_fused`.
 
-    `values`: how many values the first group norm will see in the run, which says whether compiling pays.
+    How many values the first group norm will see, in the run and in one pass, says whether compiling pays.
     """
     if config.kernels == "torch":
         return "torch"
@@ -78,4 +80,5 @@ def choose_kernels(config: Config, model: FlatModel, values: int) -> str:
     reason = next((words for stands, words in obstacles if stands), "")
     if config.kernels == "compiled" and reason:
         raise EdgewiseError(f"kernels: cannot be compiled: {reason}")
-    return "compiled" if not reason and (config.kernels == "compiled" or values >= WORTH) else "torch"
+    pays = config.kernels == "compiled" or (run >= WORTH and once >= CROWDED)
+    return "compiled" if pays and not reason else "torch"

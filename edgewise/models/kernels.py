@@ -27,7 +27,7 @@ def compiled(function: Any) -> Any:
 
     Products may be added without rounding between; NaN and infinity stay what they are.
     """
-    options = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+    options: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that it may write to

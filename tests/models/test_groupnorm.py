@@ -205,10 +205,12 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     sizes = {**RUN, "precision": "fp32"}
     assert assemble(Config.of(sizes)).config.kernels == "torch"
-    long = {**sizes, "width": 16, "steps": 40_000}
+    long = {**sizes, "width": 64, "batch": 32, "steps": 4_000}
     parts = assemble(Config.of(long))
     assert parts.config.kernels == "compiled" and parts.model.module.norm.compiled
     assert assemble(Config.of({**long, "norm": "batch"})).config.kernels == "torch"
+    small = {**long, "batch": 8, "steps": 16_000, "fused": "off"}  # as long, in small passes
+    assert assemble(Config.of(small)).config.kernels == "torch"
     monkeypatch.setattr(groupnorm, "available", lambda: False)
     assert assemble(Config.of(long)).config.kernels == "torch"
     with pytest.raises(EdgewiseError, match="pip install 'edgewise\\[compiled\\]'"):

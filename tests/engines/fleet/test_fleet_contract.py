@@ -25,6 +25,7 @@ from edgewise.deploy import assemble_coordinator
 from edgewise.engines.fleet.identity import Authority
 from edgewise.engines.fleet.policy import Policy
 from edgewise.errors import EdgewiseError
+from edgewise.models import groupnorm
 from edgewise.models.norms import NORMS
 
 PLAIN = ("sync-sgd", "fedavg")
@@ -57,6 +58,8 @@ def rows() -> Iterator[dict[str, Any]]:
     for algorithm in PLAIN:
         yield {"algorithm": algorithm, "codec": "none", "norm": "batch"}
         yield {"algorithm": algorithm, "codec": "int8:zstd", "codec_down": "int4:zstd", "norm": "group"}
+    if groupnorm.available():
+        yield {"algorithm": "fedavg", "norm": "group", "kernels": "compiled"}
     for algorithm in UNEVEN:
         yield {"algorithm": algorithm, **UNEQUAL}
     yield {"algorithm": "fedavg", **UNEQUAL, "local_momentum": "average", "cohort": 2, "steps": 11}
