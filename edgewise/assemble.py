@@ -222,7 +222,7 @@ def with_kernels(config: Config, model: FlatModel, steps: int, shape: Shape) -> 
     joint = min(step, max(config.batch, CACHED)) if config.fused == "on" else config.batch
     config = replace(config, kernels=choose_kernels(config, model, steps * step * image, joint * image))
     if config.kernels == "compiled":
-        compile_norms(model.module)
+        compile_norms(model.module, model.autocast or model.params.dtype)
     return config
 
 

@@ -145,7 +145,8 @@ def equip(
             "the model's code differs, or edgewise or PyTorch does"
         )
     if config.kernels == "compiled" and config.accelerator == "cpu" and available():
-        compile_norms(model.module)  # elsewhere PyTorch's: the same within rounding
+        # A device without Numba has PyTorch's: the same within rounding.
+        compile_norms(model.module, model.autocast or model.params.dtype)
     indices, tests = _own(dataset, number, share)
     moved = move(dataset, config.accelerator)
     assert config.augment is not None

@@ -16,7 +16,7 @@ OPEN = (None, "auto")  # was left open then and may be left open now
 
 def reconcile(path: Path, asked: Config) -> Config:
     """The stored config; EdgewiseError naming the first setting in which `asked` differs from it."""
-    stored = read_toml(path)
+    stored = _stored(path)
     agree(_run(path), _flat(path, stored), asked.flat())
     free = {name: getattr(asked, name) for name in FREE}
     return Config.of({**stored, **{name: value for name, value in free.items() if value not in OPEN}})
@@ -27,7 +27,7 @@ def overlay(path: Path, given: Mapping[str, Any]) -> Config:
 
     EdgewiseError naming the first that differs.
     """
-    stored = read_toml(path)
+    stored = _stored(path)
     was = _flat(path, stored)
     free = {name: given[name] for name in FREE if given.get(name) not in OPEN}
     closed = {name: value for name, value in given.items() if value not in OPEN and name not in FREE}
@@ -40,6 +40,11 @@ def overlay(path: Path, given: Mapping[str, Any]) -> Config:
         raise  # no change to what the run has, but nothing that a run can have either
     agree(_run(path), was, now)
     return Config.of({**stored, **free})
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A run from before there was a choice of kernels was begun with PyTorch's, and goes on with them."""
+    return {"kernels": "torch", **read_toml(path)}
 
 
 def _run(path: Path) -> str:

@@ -75,10 +75,11 @@ def choose_kernels(config: Config, model: FlatModel, run: int, once: int) -> str
         (config.accelerator != "cpu", "they are for the CPU"),
         (config.threads > 1, "they use one thread; give more processes in place of more threads"),
         (mapped, "devices' steps side by side need kernels that can be mapped; use --fused off"),
-        (not groupnorm.available(), "Numba is not installed; pip install 'edgewise[compiled]'"),
     )
     reason = next((words for stands, words in obstacles if stands), "")
+    pays = config.kernels == "compiled" or (run >= WORTH and once >= CROWDED)
+    if pays and not reason and not groupnorm.available():
+        reason = "Numba is missing, or does not fit; pip install 'edgewise[compiled]'"
     if config.kernels == "compiled" and reason:
         raise EdgewiseError(f"kernels: cannot be compiled: {reason}")
-    pays = config.kernels == "compiled" or (run >= WORTH and once >= CROWDED)
     return "compiled" if pays and not reason else "torch"

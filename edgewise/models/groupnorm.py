@@ -1,13 +1,13 @@
 """Group norm that can take what follows it, an addition and a ReLU, into one pass over memory.
 
-PyTorch has a kernel for the norm, one for the sum and one for the ReLU: two to four times as slow on a CPU,
-in bf16 four to twelve times (benchmarks/norms.py). `compile_norms` makes a model's norms use
+PyTorch has a kernel for the norm, one for the sum and one for the ReLU: up to twice as slow on a CPU, in bf16
+four to seven times (benchmarks/norms.py). `compile_norms` makes a model's norms use
 `edgewise/models/kernels.py` instead; until then, and wherever that does not fit, they are PyTorch's.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+EPS = 1e-5
 ROW = 128  # values of a row: places stand side by side until there are so many
 DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 
@@ -32,7 +33,8 @@ class GroupNorm(nn.GroupNorm):
 
     def activated(self, input: Tensor, added: Tensor | None) -> Tensor | None:
         """relu(self(input) + added) in one pass; None where that cannot be, or hooks wait for the norm."""
-        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
+        hooked = self._forward_hooks or self._forward_pre_hooks
+        hooked = hooked or self._backward_hooks or self._backward_pre_hooks
         if not self.compiled or hooked or not self._fits(input):
             return None
         if added is not None and not (_alike(input, added) and added.shape == input.shape):
@@ -59,21 +61,50 @@ def relu(norm: nn.Module, input: Tensor, added: Tensor | None = None) -> Tensor:
     return F.relu(out if added is None else out + added)
 
 
-def compile_norms(module: nn.Module) -> int:
-    """Make the group norms of a model, in place, the compiled ones; how many there are. ImportError without
+def compile_norms(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    """Make the group norms of a model, in place, the compiled ones; how many there are.
+
+    They are compiled now, for activations of `dtype`; for others at their first call. ImportError without
     Numba. They take no second derivative and cannot be mapped by torch.func.
     """
     norms = [part for part in module.modules() if isinstance(part, GroupNorm) and part.weight is not None]
     if norms:
-        from edgewise.models import kernels  # noqa: F401  an error now rather than at the first step
+        _prepare(dtype)
     for norm in norms:
         norm.compiled = True
     return len(norms)
 
 
 def available() -> bool:
-    """Whether Numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether Numba is there and can be imported, which takes a while."""
+    try:
+        from edgewise.models import kernels  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _prepare(dtype: torch.dtype) -> None:
+    """Compile, or read what an earlier process has compiled, with a call of everything."""
+    from edgewise.models import kernels
+
+    try:
+        _try(dtype)
+    except Exception:  # a full disk, a file cut short (its reader raises anything): once more without files
+        kernels.KEPT = False
+        importlib.reload(kernels)
+        _try(dtype)
+
+
+def _try(dtype: torch.dtype) -> None:
+    from edgewise.models import kernels
+
+    rows = _rows(torch.zeros(1, 1, 1, 1, dtype=dtype))
+    norm = (torch.ones(1, dtype=DTYPES[dtype]).numpy(),) * 2
+    made = (torch.zeros(1, 1, dtype=torch.float64).numpy(),) * 2
+    into = (torch.zeros(1, dtype=torch.float64).numpy(),) * 2
+    kernels.normalise(rows, rows, rows, norm, made, (EPS, kernels.PLAIN))
+    kernels.differentiate((rows, rows), (rows, rows, rows), norm, made, into, kernels.PLAIN)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -19,7 +19,11 @@ from numba.extending import intrinsic
 Array = Any  # numpy's, of a type that Numba reads off the call
 WORD, HALF, SINGLE = ir.IntType(32), ir.IntType(16), ir.FloatType()
 PLAIN, RELU, ADDED = 0, 1, 2  # what follows the norm: nothing, a ReLU, an addition and a ReLU
+ROWS = 16  # of which a sample's mean is estimated
 NOT_A_NUMBER = 0x7FC0  # as PyTorch writes it in bf16
+
+
+KEPT: bool = globals().get("KEPT", True)  # set to False and reloaded where what is kept cannot be read
 
 
 def compiled(function: Any) -> Any:
@@ -29,7 +33,7 @@ def compiled(function: Any) -> Any:
     """
     options: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
+        return njit(cache=KEPT, **options)(function)
     except RuntimeError:  # no folder that it may write to
         return njit(**options)(function)
 
@@ -89,6 +93,21 @@ def _repeat(values: Array, channels: int) -> None:
     for start in range(channels, len(values), channels):
         for c in range(channels):
             values[start + c] = values[c]
+
+
+@compiled
+def _estimate(x: Array, shift: Array, channels: int) -> None:
+    """About the mean of each channel: of some rows all over the sample, since any one may lie far off."""
+    shift[:] = 0
+    apart = max(1, len(x) // ROWS)
+    for p in range(0, len(x), apart):
+        for j in range(len(shift)):
+            shift[j] += load(x[p, j])
+    _fold(shift, channels)
+    count = (len(x) + apart - 1) // apart * (len(shift) // channels)
+    for c in range(channels):
+        shift[c] /= count
+    _repeat(shift, channels)
 
 
 @compiled
@@ -246,9 +265,7 @@ def normalise(x: Array, added: Array, y: Array, norm: Array, made: Array, how: A
     scale, offset = _scratch(wide, weight), _scratch(wide, weight)
     places = x.shape[1] * wide // channels
     for i in range(len(x)):
-        for c in range(channels):
-            shift[c] = load(x[i, 0, c])
-        _repeat(shift, channels)
+        _estimate(x[i], shift, channels)
         _moments(x[i], shift, first, second)
         _fold(first, channels)
         _fold(second, channels)

@@ -1,7 +1,10 @@
 """The compiled group norm is PyTorch's, a sum and a ReLU: values, gradients, whole runs."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import edgewise
-from edgewise import Config, EdgewiseError
-from edgewise.models import build, groupnorm
+from edgewise import Config, EdgewiseError, models
+from edgewise.models import build
 from edgewise.models.groupnorm import GroupNorm, compile_norms, relu
 from edgewise.models.norms import Group, Instance, Layer, Norm
 
@@ -108,6 +111,40 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
     assert (plain[0] - compiled[0].double()).abs().max() < 2e-3  # float32 of 1000 has 6e-5 itself
 
 
+@pytest.mark.parametrize("far", [30.0, 1000.0])
+@pytest.mark.parametrize("place", [(0, 0), (0, 31), (17, 3)])
+def test_a_place_far_from_the_mean_costs_few_digits(place: tuple[int, int], far: float) -> None:
+    x = tensor((2, 16, 32, 32), torch.float32, 1)
+    x[:, :, place[0], place[1]] = far
+    norm = GroupNorm(4, 16)
+    exact = F.group_norm(x.double(), 4)
+    compile_norms(norm)
+    assert (norm(x) - exact).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [b"", b"\x80no pickle"], ids=["empty", "no pickle"])
+def test_what_is_kept_and_damaged_is_done_without(damage: bytes, tmp_path: Path) -> None:
+    program = (
+        "import torch; from edgewise.models.groupnorm import GroupNorm, compile_norms;"
+        "norm = GroupNorm(2, 8); compile_norms(norm); x = torch.ones(1, 8, 2, 2);"
+        "print(norm(x.contiguous(memory_format=torch.channels_last)).abs().max().item())"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "0.0\n"
+        kept = list(tmp_path.rglob("*.nbi"))
+        assert kept
+        for file in kept:
+            file.write_bytes(damage)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("added", [False, True])
 def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, added: bool) -> None:
@@ -117,6 +154,17 @@ def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, added: bool) -> No
     x[0, 0, 0, 0] = float("nan")
     out = relu(norm, x, more if added else None)
     assert out[0, :4].isnan().all() and out[0, 4:].isfinite().all() and out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_nothing_is_left_to_compile_in_the_first_step(dtype: torch.dtype) -> None:
+    norm = GroupNorm(2, 8, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    compile_norms(norm, dtype)
+    kernels = models.kernels
+    before = len(kernels.normalise.signatures), len(kernels.differentiate.signatures)
+    x = tensor((2, 8, 4, 4), dtype, 1).requires_grad_()
+    relu(norm, x, tensor((2, 8, 4, 4), dtype, 2)).sum().backward()
+    assert (len(kernels.normalise.signatures), len(kernels.differentiate.signatures)) == before
 
 
 def test_what_does_not_fit_is_pytorchs() -> None:
@@ -211,7 +259,9 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert assemble(Config.of({**long, "norm": "batch"})).config.kernels == "torch"
     small = {**long, "batch": 8, "steps": 16_000, "fused": "off"}  # as long, in small passes
     assert assemble(Config.of(small)).config.kernels == "torch"
-    monkeypatch.setattr(groupnorm, "available", lambda: False)
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it could not be imported
+    monkeypatch.delitem(sys.modules, "edgewise.models.kernels")
+    monkeypatch.delattr(models, "kernels")
     assert assemble(Config.of(long)).config.kernels == "torch"
     with pytest.raises(EdgewiseError, match="pip install 'edgewise\\[compiled\\]'"):
         assemble(Config.of({**long, "kernels": "compiled"}))
