@@ -200,10 +200,10 @@ def assemble(config: Config, dataset: Dataset | None = None, dealt: Sequence[Ten
     devices = [Device(id, part) for id, part in enumerate(indices)]
     terms, schedule = make_terms(config, model), make_schedule(config, steps, int(held.sum()))
     ours = (config, model, terms, schedule, steps, dataset.shape, dataset.classes)
-    return _fused(Parts(*ours, accelerated, feed, held, devices))
+    return _settled(Parts(*ours, accelerated, feed, held, devices))
 
 
-def _fused(parts: Parts) -> Parts:
+def _settled(parts: Parts) -> Parts:
     """The parts, with it decided whether their devices share a pass, and with which kernels."""
 
     def unmapped() -> str:

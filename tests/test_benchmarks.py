@@ -24,6 +24,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import algorithms  # noqa: E402 - scripts, not modules of the package
 import anatomy  # noqa: E402
+import norms  # noqa: E402
 import peak  # noqa: E402
 import peers  # noqa: E402
 import scale  # noqa: E402
@@ -325,3 +326,16 @@ def test_the_peak_is_taken_on_as_many_threads_as_the_run(monkeypatch: pytest.Mon
     finally:
         torch.set_num_threads(1)
     assert found == [1]
+
+
+def test_norms_are_measured_by_layer_and_by_step(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("numba")
+    norms.layers(4, 2, 1)
+    norms.steps(4, 2, 1)
+    lines = capsys.readouterr().out.splitlines()
+    shapes = ("4 x 32 x 32", "8 x 16 x 16", "16 x 8 x 8", "32 x 4 x 4")
+    assert [line.split(":")[0] for line in lines] == [
+        *(f"{precision} {shape}" for precision in norms.TYPES for shape in shapes),
+        *["a step"] * 3,
+    ]
+    assert all(re.search(r"(compiled|bf16) [0-9.]+ \[[0-9.]+, [0-9.]+\]$", line) for line in lines)

@@ -26,6 +26,7 @@ from edgewise.diagnosis import Full
 from edgewise.errors import EdgewiseError
 from edgewise.models.norms import Batch, BatchFrozen, BatchLocal
 from edgewise.optimizers import SGD
+from edgewise.reconcile import overlay, reconcile
 from edgewise.records import Checkpoint
 from edgewise.rounds import run
 from edgewise.schedules import Cosine, Plateau, Step
@@ -105,6 +106,21 @@ def test_a_consumer_that_fails_loses_no_round(tmp_path: Path) -> None:
 def test_a_run_that_was_never_begun_begins(tmp_path: Path) -> None:
     alone = played(TINY, tmp_path / "alone")
     assert played(TINY, tmp_path / "cut", resume=True) == alone
+
+
+def test_a_run_from_before_there_were_kernels_keeps_pytorchs(tmp_path: Path) -> None:
+    """Its config.toml has no such key: whatever `auto` would take now, it goes on as it began."""
+    path = tmp_path / records.CONFIG
+    path.write_text(TINY.toml().replace('kernels = "auto"\n', ""))
+    assert "kernels" not in path.read_text()
+    assert reconcile(path, TINY).kernels == "torch" == overlay(path, {}).kernels
+    assert reconcile(path, replace(TINY, kernels="torch")).kernels == "torch"
+    for changed in (
+        lambda: reconcile(path, replace(TINY, kernels="compiled")),
+        lambda: overlay(path, {"kernels": "compiled"}),
+    ):
+        with pytest.raises(EdgewiseError, match="kernels"):
+            changed()
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-EPS = 1e-5
+from edgewise.models.batchnorms import EPS
+
 ROW = 128  # values of a row: places stand side by side until there are so many
 DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 
@@ -37,7 +38,7 @@ class GroupNorm(nn.GroupNorm):
         hooked = hooked or self._backward_hooks or self._backward_pre_hooks
         if not self.compiled or hooked or not self._fits(input):
             return None
-        if added is not None and not (_alike(input, added) and added.shape == input.shape):
+        if added is not None and (added.dtype, added.shape) != (input.dtype, input.shape):
             return None
         return _apply(self, input, added, True)
 
@@ -49,7 +50,6 @@ class GroupNorm(nn.GroupNorm):
             and input.dim() == 4
             and input.numel() > 0
             and DTYPES.get(input.dtype) == weight.dtype
-            and _alike(input, input)
         )
 
 
@@ -107,13 +107,11 @@ def _try(dtype: torch.dtype) -> None:
     kernels.differentiate((rows, rows), (rows, rows, rows), norm, made, into, kernels.PLAIN)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Of one dtype, and both channels last without gaps."""
-    return one.dtype == other.dtype and other.is_contiguous(memory_format=torch.channels_last)
-
-
 def _apply(norm: nn.GroupNorm, input: Tensor, added: Tensor | None, rectified: bool) -> Tensor:
-    out: Tensor = _Norm.apply(input, norm.weight, norm.bias, added, (norm.num_groups, norm.eps, rectified))
+    # Of images with one channel a convolution cannot tell how they lie, and what it makes may lie otherwise.
+    x = input.contiguous(memory_format=torch.channels_last)
+    more = None if added is None else added.contiguous(memory_format=torch.channels_last)
+    out: Tensor = _Norm.apply(x, norm.weight, norm.bias, more, (norm.num_groups, norm.eps, rectified))
     return out
 
 

@@ -93,6 +93,24 @@ def test_in_bf16_gradients_are_those_of_the_output_that_it_made(then: str) -> No
         assert torch.allclose(one, other.float(), rtol=0.01, atol=1e-2 * float(one.abs().max()))
 
 
+@pytest.mark.parametrize("then", THEN)
+def test_bf16_is_float32_rounded_as_pytorch_rounds_it(then: str) -> None:
+    norm = GroupNorm(4, 16)
+    compile_norms(norm)
+    x, added = (tensor((2, 16, 8, 8), torch.bfloat16, seed) for seed in (1, 2))
+    exact = THEN[then](norm, x.float(), added.float())
+    assert torch.equal(THEN[then](norm, x, added), exact.to(torch.bfloat16))
+
+
+def test_a_nan_of_any_bits_is_one_in_bf16() -> None:
+    """Rounded like a number, the one whose bits are all ones would become zero."""
+    norm = GroupNorm(1, 4)
+    compile_norms(norm)
+    with torch.no_grad():
+        norm.weight.copy_(torch.full((4,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32))
+    assert norm(tensor((1, 4, 4, 4), torch.bfloat16, 1)).isnan().all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9),
@@ -172,7 +190,6 @@ def test_what_does_not_fit_is_pytorchs() -> None:
     compile_norms(norm)
     last = tensor((2, 8, 4, 4), torch.float32, 1)
     cases = {
-        "contiguous": last.contiguous(),
         "flat": last.flatten(2),
         "empty": last[:0],
         "other type": last.double(),
@@ -186,8 +203,23 @@ def test_what_does_not_fit_is_pytorchs() -> None:
                 norm(x)
         else:
             assert torch.equal(norm(x), expected), name
-    mixed = relu(norm, last, tensor((2, 8, 1, 1), torch.float32, 2))  # a sum that is broadcast
-    assert mixed.shape == last.shape
+    for added in (tensor((2, 8, 1, 1), torch.float32, 2), last.double()):
+        assert torch.equal(relu(norm, last, added), F.relu(norm(last) + added))
+
+
+def test_however_the_input_lies_it_is_compiled() -> None:
+    norm = GroupNorm(2, 8)
+    compile_norms(norm)
+    x, added = tensor((2, 8, 4, 4), torch.float32, 1), tensor((2, 8, 4, 4), torch.float32, 2)
+    wide = torch.zeros(2, 8, 4, 8)
+    wide[..., ::2] = x
+    for lying in (x.contiguous(), x.transpose(2, 3).contiguous().transpose(2, 3), wide[..., ::2]):
+        assert torch.equal(norm(lying), norm(x))
+        assert torch.equal(relu(norm, lying, added.contiguous()), relu(norm, x, added))
+        one, other = (part.clone().requires_grad_() for part in (lying, x))
+        for part in (one, other):
+            relu(norm, part, added).square().sum().backward()
+        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
 
 
 def test_hooks_see_the_norm_and_not_the_relu() -> None:
@@ -257,6 +289,7 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
     parts = assemble(Config.of(long))
     assert parts.config.kernels == "compiled" and parts.model.module.norm.compiled
     assert assemble(Config.of({**long, "norm": "batch"})).config.kernels == "torch"
+    assert assemble(Config.of({**long, "steps": 4})).config.kernels == "torch"  # as large passes, few of them
     small = {**long, "batch": 8, "steps": 16_000, "fused": "off"}  # as long, in small passes
     assert assemble(Config.of(small)).config.kernels == "torch"
     monkeypatch.setitem(sys.modules, "numba", None)  # as if it could not be imported
